@@ -1,0 +1,413 @@
+"""stylegan_layers.py: the parts a StyleGAN is bolted together from.   (4th in the reading order)
+
+Read before: stylegan_models.py, which wires these parts up.     Read next: convert_resolution.py
+Paper:   Karras et al. 2019 (arXiv 1812.04948), section 2; the parts it inherits from
+         Karras et al. 2018, "ProGAN" (arXiv 1710.10196), sections 3 and 4.
+Needs:   torch, any device. Importing this file reads no file, no argv, no clock.
+Letters: N images in the batch; C channels (I in, O out of a convolution); H, W rows and columns of
+         pixels; S size of w; k side of a convolution kernel. Images lie in [-1, 1].
+
+The file goes from small to large:
+  1. equalized weights     EqualizedLinear, and the scale that EqualizedConv2d shares with it
+  2. blur-in-conv          resampling and blurring as part of a convolution, EqualizedConv2d
+  3. what makes a style    LearnedConstant, NoiseInput, AdaIN
+  4. two normalizers       PixelNorm (before the mapping network), MinibatchStddev (in D)
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+LEAKY_SLOPE = 0.2             # of every leaky ReLU in the three networks (ProGAN, appendix A)
+# A leaky ReLU halves the energy of its input, roughly: E[lrelu(x)^2] = (1 + 0.2^2)/2 = 0.52 for
+# x ~ N(0, 1). Weights sqrt(2) larger make up for it, so that the signal keeps its size over many
+# layers (He et al. 2015). Layers that no leaky ReLU follows use gain 1.
+# Proved: tests/test_layers.py::test_gain_sqrt_2_keeps_the_signal_alive_through_leaky_relus
+LEAKY_GAIN = math.sqrt(2)
+
+
+def leaky_relu(x):
+    """x where positive, 0.2 x elsewhere; any shape."""
+    return F.leaky_relu(x, LEAKY_SLOPE)
+
+
+# ---- 1. Equalized weights --------------------------------------------------------------------
+#
+# The usual way to start a layer is to draw its weights from N(0, gain^2 / fan_in). ProGAN draws
+# them from N(0, 1) instead and multiplies by the constant gain / sqrt(fan_in) at run time. The
+# function is the same; what changes is Adam. Adam moves every number by about the learning rate
+# per step, whatever its gradient's size. With the usual start a layer of large fan_in has small
+# weights, and the same step is a larger part of them; here every stored weight is about 1, so all
+# layers learn at the same relative speed. Hence the name: equalized learning rate.
+#
+# The mapping network should learn 100 times slower ("we reduce the learning rate by two orders of
+# magnitude", appendix C). The same trick does it: store the weights 100 times larger, N(0, 100^2),
+# and multiply by lr_multiplier = 0.01 at run time. One Adam then serves the whole generator.
+
+
+class EqualizedLinear(torch.nn.Module):
+    """A fully connected layer whose weights are scaled at run time.
+
+    Why:    equal relative learning speed in all layers, and 1/100 of it in the mapping network.
+    Paper:  ProGAN section 4.1; the lr multiplier: StyleGAN appendix C.
+    Shapes: x [N, in_features] -> [N, out_features]; weight [out_features, in_features].
+    Units:  weight is stored as N(0, 1/lr_multiplier^2) and used times
+            gain / sqrt(in_features) * lr_multiplier; bias starts at 0, used times lr_multiplier.
+    Errors: torch's own, when x has another number of features.
+    Proved: tests/test_layers.py::test_equalized_linear_is_a_scaled_linear_layer,
+            ::test_one_adam_step_moves_the_function_by_lr_multiplier
+    """
+
+    def __init__(self, in_features, out_features, gain=LEAKY_GAIN, lr_multiplier=1.0):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = torch.nn.Parameter(torch.zeros(out_features))
+        self.weight_scale = gain / math.sqrt(in_features) * lr_multiplier
+        self.bias_scale = lr_multiplier
+
+    def forward(self, x):
+        return F.linear(x, self.weight * self.weight_scale, self.bias * self.bias_scale)
+
+
+# ---- 2. Blur-in-conv -------------------------------------------------------------------------
+#
+# The generator doubles the resolution in front of a convolution and the discriminator halves it
+# behind one, and both smooth with a [1, 2, 1] blur where they do (StyleGAN section 2.1, after Zhang
+# 2019: without the blur, detail finer than the coarser grid can hold turns into false patterns).
+# Read literally, that is three operations a time:
+#
+#     up:    nearest-neighbour x2  ->  3x3 convolution  ->  blur
+#     down:  blur  ->  3x3 convolution  ->  average of every 2x2 pixels
+#
+# `upsample_conv_blur_plain` and `blur_conv_downsample_plain` below are exactly these lines. They
+# are the judge in the tests. But all three operations are linear and the same at every pixel, so
+# neighbours in the chain can be merged into one convolution with a larger kernel:
+#
+# Step 1. Convolution + 2x2 average. In one dimension let the kernel be (a b c). The outputs at
+#   pixels 2i and 2i+1 and their average are
+#       y[2i]   = a x[2i-1] + b x[2i] + c x[2i+1]
+#       y[2i+1] =             a x[2i] + b x[2i+1] + c x[2i+2]
+#       average = 1/2 (a x[2i-1] + (a+b) x[2i] + (b+c) x[2i+1] + c x[2i+2])
+#   : one convolution with stride 2 and the kernel (a, a+b, b+c, c) / 2, the sum of two copies of
+#   (a b c) shifted by one pixel. In two dimensions: four copies of the 3x3 kernel, shifted by
+#   (0,0), (0,1), (1,0), (1,1), summed and divided by 4, a 4x4 kernel. The plain way multiplies
+#   9 times per full-size pixel, this one 16 times per half-size pixel: 4 per full-size pixel.
+#
+# Step 2. Nearest x2 + convolution is step 1 run backwards. Each low-resolution pixel is copied to
+#   2x2 places and each copy is spread by the 3x3 kernel: together a stamp of 4x4, the four shifted
+#   copies summed again, set down every 2 pixels. That is what a transposed convolution with stride
+#   2 does. (It writes with its kernel where a convolution reads with it, so the kernel must be
+#   turned by 180 degrees to mean the same thing. The official weights at 128 px and above are
+#   stored turned, for this reason.) 16 multiplications per input pixel instead of 36.
+#
+# Step 3. The blur is a convolution too, so the 4x4 kernel can be blurred once instead of every
+#   image: a 6x6 kernel. This is where earlier code goes wrong at the border. The plain way stops
+#   at the edge of the picture twice (the convolution's result outside the picture is dropped, and
+#   the blur then sees zeros there); the merged kernel stops once, so what should have been
+#   dropped leaks in: 16 % (down) and 26 % (up) RMS on the outermost pixels at random weights.
+#   There is an exact cure, an ODD REFLECTION. Continue the picture x[0], x[1], ... to the left by
+#       x[-1] = 0    and    x[-2] = -x[0].
+#   The blur at pixel 0 still sees the zero it should: x[-1] + 2 x[0] + x[1]. And at pixel -1 it
+#   now gives x[-2] + 2 x[-1] + x[0] = 0, which is what the plain way feeds to the convolution
+#   there. So pad with one zero and one negated edge pixel on every side, and the 6x6 kernel is
+#   right everywhere. Going up, the transpose of the same statement holds: let the merged kernel
+#   write two pixels beyond every edge, subtract what it wrote at -2 from pixel 0, drop the rest.
+#   (Pixel 0 received y[-1] too much, and y[-1] is all that was written to -2.)
+#   Proved: tests/test_layers.py::test_blur_in_conv_equals_the_plain_twin_border_included
+#
+# Which form is fastest was measured, forward + backward for up and forward + R1 double backward
+# for down, milliseconds, float32, channels_last, batch 4 (2 at 128 px), paper widths, on
+# [MACHINE] 2 cores of a server CPU with AVX-512 (rerun: python tests/benchmark.py):
+#
+#@TABLE@
+#
+# So the network uses the 4x4 kernel and a separate blur, except ... Nothing was measured on a GPU.
+
+
+def shifted_copies_matrix(blur):
+    """The 3x3 -> 4x4 (or, blurred, 6x6) kernel change as a matrix, since it is linear.
+
+    Why:    a product [O*I, 9] @ [9, 16] builds the kernels of a layer about three times faster
+            than adding four slices of a padded copy, backwards too, when O and I are 512.
+    Shapes: -> [9, 16], or [9, 36] with the [1,2,1] x [1,2,1] / 16 blur folded in.
+    Proved: tests/test_layers.py::test_summed_kernel_is_four_shifted_copies
+    """
+    one_tap = torch.eye(9).reshape(9, 1, 3, 3)                  # the nine kernels with a single 1
+    copies = F.conv_transpose2d(one_tap, torch.ones(1, 1, 2, 2))           # [9, 1, 4, 4]
+    if blur:
+        copies = F.conv2d(copies, blur_kernel(1), padding=2)               # [9, 1, 6, 6]
+    return copies.flatten(1)
+
+
+def merge_kernel(weight, matrix):
+    """[O, I, 3, 3] and [9, k*k] -> [O, I, k, k]: the kernel after `shifted_copies_matrix`."""
+    side = math.isqrt(matrix.shape[1])
+    merged = weight.flatten(2) @ matrix                                    # [O, I, k*k]
+    return merged.unflatten(2, (side, side))
+
+
+def blur_kernel(channels, device=None, dtype=None):
+    """[1,2,1] x [1,2,1] / 16 as a depthwise kernel [C, 1, 3, 3]. It sums to 1: flat stays flat."""
+    line = torch.tensor([0.25, 0.5, 0.25], device=device, dtype=dtype)
+    return torch.outer(line, line).expand(channels, 1, 3, 3)
+
+
+class _SelfAdjointBlur(torch.autograd.Function):
+    """The [1,2,1] blur, told to autograd that its gradient is the same blur.
+
+    A convolution's gradient is the convolution with the turned kernel; this kernel is symmetric
+    and so are its zeros beyond the border, so blurring the gradient is all there is to do, and
+    doing it again is the second derivative that R1 needs. Autograd does not know that and takes
+    the general road (a transposed depthwise convolution and, for R1, worse): blur and R1 together
+    took 5.7 times as long at [32, 32, 32, 32], and 1.8 to 6.4 times at five other sizes.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        kernel = blur_kernel(x.shape[1], x.device, x.dtype)
+        return F.conv2d(x, kernel, padding=1, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _SelfAdjointBlur.apply(grad)
+
+
+def blur(x):
+    """Smooth x [N, C, H, W] with [1,2,1] x [1,2,1] / 16, zeros beyond the border; same shape.
+
+    Proved: tests/test_layers.py::test_blur_and_its_derivatives_against_a_loop
+    """
+    return _SelfAdjointBlur.apply(x)
+
+
+class Blur(torch.nn.Module):
+    """`blur` as a module.   Shapes: x [N, C, H, W] -> the same."""
+
+    def forward(self, x):
+        return blur(x)
+
+
+def upsample_conv_blur_plain(x, weight):
+    """The readable twin. x [N, I, H, W], weight [O, I, 3, 3] -> [N, O, 2H, 2W]."""
+    x = F.interpolate(x, scale_factor=2, mode="nearest")
+    return blur(F.conv2d(x, weight, padding=1))
+
+
+def blur_conv_downsample_plain(x, weight):
+    """The readable twin. x [N, I, 2H, 2W], weight [O, I, 3, 3] -> [N, O, H, W]."""
+    return F.avg_pool2d(F.conv2d(blur(x), weight, padding=1), 2)
+
+
+def upsample_conv_blur(x, weight, matrix):
+    """Step 2: one strided transposed convolution, then the blur. Shapes as in the plain twin.
+
+    matrix is shifted_copies_matrix(blur=False).
+    """
+    kernel = merge_kernel(weight.flip(2, 3), matrix).transpose(0, 1)       # [I, O, 4, 4]
+    return blur(F.conv_transpose2d(x, kernel, stride=2, padding=1))
+
+
+def blur_conv_downsample(x, weight, matrix):
+    """Step 1: the blur, then one strided convolution. Shapes as in the plain twin."""
+    return F.conv2d(blur(x), merge_kernel(weight, matrix / 4), stride=2, padding=1)
+
+
+def upsample_conv_blur_merged(x, weight, matrix):
+    """Step 3 upwards: one 6x6 transposed convolution, its overhang subtracted from the edge.
+
+    matrix is shifted_copies_matrix(blur=True).
+    """
+    kernel = merge_kernel(weight.flip(2, 3), matrix).transpose(0, 1)       # [I, O, 6, 6]
+    y = F.conv_transpose2d(x, kernel, stride=2)                            # [N, O, 2H+4, 2W+4]
+    for axis in (2, 3):
+        size = y.shape[axis] - 4
+        overhang_1, _, inside, _, overhang_2 = y.split([1, 1, size, 1, 1], axis)
+        first, middle, last = inside.split([1, size - 2, 1], axis)
+        y = torch.cat([first - overhang_1, middle, last - overhang_2], axis)
+    return y                                                               # [N, O, 2H, 2W]
+
+
+def blur_conv_downsample_merged(x, weight, matrix):
+    """Step 3 downwards: odd reflection, then one strided 6x6 convolution."""
+    for axis in (2, 3):
+        first, last = x.narrow(axis, 0, 1), x.narrow(axis, -1, 1)
+        zero = torch.zeros_like(first)
+        x = torch.cat([-first, zero, x, zero, -last], axis)
+    return F.conv2d(x, merge_kernel(weight, matrix / 4), stride=2)
+
+
+class EqualizedConv2d(torch.nn.Module):
+    """A convolution with equalized weights that can also double or halve the resolution.
+
+    Why:    equalized weights as in `EqualizedLinear`; resampling as in "Blur-in-conv" above.
+    Paper:  ProGAN section 4.1; StyleGAN section 2 (the blur); appendix C.
+    Shapes: x [N, I, H, W] -> [N, O, H, W], or [N, O, 2H, 2W] with resample="up", or
+            [N, O, H/2, W/2] with "down"; weight [O, I, k, k], bias [O].
+    Units:  weight is stored N(0, 1) and used times gain / sqrt(k*k*I). k is the side of the STORED
+            kernel, also when resampling: the merged kernel is a way to compute the same thing.
+            bias starts at 0 and is added last, so after the blur. (Added before, the zeros beyond
+            the border would darken it along all edges.)
+    Errors: ValueError for an unknown `resample`, or resampling with a kernel that is not 3x3.
+    Proved: tests/test_layers.py::test_equalized_conv_is_a_scaled_conv_also_when_it_resamples
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size=3, gain=LEAKY_GAIN, resample=None):
+        super().__init__()
+        if resample not in (None, "up", "down"):
+            raise ValueError(f'resample must be None, "up" or "down", got {resample!r}')
+        if resample is not None and kernel_size != 3:
+            raise ValueError(f"resampling needs a 3x3 kernel, got kernel_size={kernel_size}")
+        self.resample = resample
+        self.weight = torch.nn.Parameter(
+            torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = torch.nn.Parameter(torch.zeros(out_channels))
+        self.weight_scale = gain / math.sqrt(kernel_size * kernel_size * in_channels)
+        if resample is not None:
+            # A constant, rebuilt with the layer: it has no place in a checkpoint.
+            matrix = shifted_copies_matrix(blur=False)                     # [9, 16]
+            self.register_buffer("matrix", matrix, persistent=False)
+
+    def forward(self, x):
+        weight = self.weight * self.weight_scale
+        if self.resample == "up":
+            return upsample_conv_blur(x, weight, self.matrix) + self.bias[:, None, None]
+        if self.resample == "down":
+            return blur_conv_downsample(x, weight, self.matrix) + self.bias[:, None, None]
+        return F.conv2d(x, weight, self.bias, padding=weight.shape[2] // 2)
+
+
+# ---- 3. What makes a style -------------------------------------------------------------------
+
+
+class LearnedConstant(torch.nn.Module):
+    """The input of the synthesis network: one learned 4x4 picture of C channels.
+
+    Why:    with styles and noise there is nothing left for z to do at the input; a constant works
+            as well and separates content (here) from style (AdaIN).
+    Paper:  section 2, table 1, row D ("remove traditional input").
+    Shapes: n -> [n, C, 4, 4]. It has a batch axis from the start: without one, the noise that is
+            added to it next would be the same for all images of a batch.
+    Units:  starts as ones; the bias [C] is added to every image alike.
+    Proved: tests/test_layers.py::test_learned_constant_has_a_batch_axis
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1, channels, 4, 4))
+        self.bias = torch.nn.Parameter(torch.zeros(channels))
+
+    def forward(self, n):
+        return (self.weight + self.bias[:, None, None]).expand(n, -1, -1, -1)
+
+
+class NoiseInput(torch.nn.Module):
+    """Add a random map to all channels, each channel with its own learned strength.
+
+    Why:    hair, freckles and pores are random; a network fed only w must spend capacity on making
+            something that looks random out of its own activations.
+    Paper:  section 2 (figure 1b, "B") and 3.2. ONE map per image is shared by all channels.
+    Shapes: x [N, C, R, R] -> the same; const [1, 1, R, R]; strength [C].
+    Units:  the map is N(0, 1); the strength starts at 0, so noise enters only where it helps.
+    Modes:  "random" a fresh map per image; "const" the stored map, the same for all images and
+            calls; "none" no noise.
+    Errors: ValueError for another mode.
+    Proved: tests/test_layers.py::test_noise_is_one_map_shared_by_all_channels
+    """
+
+    def __init__(self, channels, resolution):
+        super().__init__()
+        self.strength = torch.nn.Parameter(torch.zeros(channels))
+        self.register_buffer("const", torch.randn(1, 1, resolution, resolution))
+
+    def forward(self, x, mode="random"):
+        if mode == "none":
+            return x
+        if mode == "random":
+            noise = torch.randn(x.shape[0], 1, *x.shape[2:], device=x.device, dtype=x.dtype)
+        elif mode == "const":
+            noise = self.const.to(x.dtype)
+        else:
+            raise ValueError(f'noise_mode must be "random", "const" or "none", got {mode!r}')
+        return torch.addcmul(x, noise, self.strength[:, None, None])       # [N or 1,1,R,R] * [C,1,1]
+
+
+class AdaIN(torch.nn.Module):
+    """Adaptive instance normalization: wipe the old style off, write the new one on.
+
+    Why:    each channel of each image is brought to mean 0 and variance 1, then to the mean and
+            variance that w asks for. What the styles before wrote is gone: a style governs one
+            convolution and no more, which is what makes styles mixable.
+    Paper:  equation 1 (section 2). The learned affine map "A" of figure 1b is `style`.
+    Shapes: x [N, C, H, W], w [N, S] -> [N, C, H, W].
+    Units:  `style` gives (y_s, y_b); its bias starts at 0 and x is multiplied by y_s + 1, so that
+            the layer begins as a plain instance norm (as the official code does).
+    Proved: tests/test_layers.py::test_adain_gives_each_channel_the_mean_and_std_that_w_asks_for
+    """
+
+    def __init__(self, style_dim, channels):
+        super().__init__()
+        self.style = EqualizedLinear(style_dim, 2 * channels, gain=1.0)
+
+    def forward(self, x, w):
+        y_s, y_b = self.style(w)[:, :, None, None].chunk(2, dim=1)         # [N, C, 1, 1] each
+        x = x - spatial_mean(x)
+        scale = (y_s + 1) * torch.rsqrt(spatial_mean(x.square()) + 1e-8)
+        return torch.addcmul(y_b, x, scale)
+
+
+def spatial_mean(x):
+    """[N, C, H, W] -> [N, C, 1, 1], the mean over all pixels of a channel.
+
+    Written as a matrix product: in channels_last, x is already a matrix [H*W, C] per image, and
+    forward and backward together are about twice as fast on a CPU as x.mean(dim=(2, 3)).
+    """
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)                           # [N, H*W, C]
+    weights = pixels.new_full((1, 1, pixels.shape[1]), 1 / pixels.shape[1])
+    return torch.matmul(weights, pixels).transpose(1, 2).unsqueeze(3)      # [N, C, 1, 1]
+
+
+# ---- 4. Two normalizers ----------------------------------------------------------------------
+
+
+class PixelNorm(torch.nn.Module):
+    """Give every feature vector the length sqrt(C), keeping its direction.
+
+    Why:    |z| differs from draw to draw by luck, and should not choose the face.
+    Paper:  ProGAN section 4.2: b = a / sqrt(mean_j(a_j^2) + eps). StyleGAN keeps it on z only.
+    Shapes: x [N, C, ...] -> [N, C, ...]
+    Units:  RMS over C is 1, so the length is sqrt(C): 22.6 for C = 512, not 1.
+    Errors: none; the zero vector stays zero, because eps keeps it finite.
+    Proved: tests/test_layers.py::test_pixel_norm_gives_length_sqrt_c
+    """
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
+
+
+class MinibatchStddev(torch.nn.Module):
+    """Tell D how varied the batch is, as one more channel.
+
+    Why:    D sees one image at a time and cannot tell that G makes the same face again and again.
+            The spread of the features over a few images gives it away, so G must keep variety.
+    Paper:  ProGAN section 3.
+    Shapes: x [N, C, H, W] -> [N, C+1, H, W]; the new channel is last and has one value per group.
+    Units:  image i belongs to group i mod M with M = ceil(N / 4): groups of 4 where N allows, as
+            the official code (which stops with an error where N is no multiple of the group), and
+            of 3 to 4, or of all N, where it does not. A group of one has spread sqrt(1e-8).
+    Proved: tests/test_layers.py::test_minibatch_stddev_against_a_loop_for_every_batch_size
+    """
+
+    def forward(self, x):
+        n = x.shape[0]
+        groups = math.ceil(n / 4)                                          # M
+        group_of = torch.arange(n, device=x.device) % groups               # [N]
+        # Row m of `average` takes the mean over group m, so unequal groups need no special case.
+        member = (group_of == torch.arange(groups, device=x.device)[:, None]).to(x.dtype)  # [M, N]
+        average = member / member.sum(dim=1, keepdim=True)
+        features = x.flatten(1)                                            # [N, C*H*W]
+        centred = features - (average @ features)[group_of]
+        variance = average @ centred.square()                              # [M, C*H*W]
+        spread = (variance + 1e-8).sqrt().mean(dim=1)                      # [M]
+        extra = spread[group_of][:, None, None, None].expand(n, 1, *x.shape[2:])
+        return torch.cat([x, extra], dim=1)

@@ -1,0 +1,305 @@
+"""stylegan_layers.py, from top to bottom. Each test is a lesson; its control shows it can fail."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import stylegan_layers as layers
+from conftest import relative
+
+# float32 carries 7 digits; sums over a few hundred products keep 6 of them.
+FLOAT32 = 1e-5
+
+
+def rms(x):
+    return x.square().mean().sqrt().item()
+
+
+# ---- 1. equalized weights ----
+
+
+def test_gain_sqrt_2_keeps_the_signal_alive_through_leaky_relus():
+    """Lesson: with gain sqrt(2) the signal keeps its size over 20 layers; with gain 1 it dies."""
+    def after_20_layers(gain):
+        x = torch.randn(64, 256)
+        for _ in range(20):
+            x = layers.leaky_relu(layers.EqualizedLinear(256, 256, gain=gain)(x))
+        return rms(x)
+
+    assert 0.5 < after_20_layers(layers.LEAKY_GAIN) < 2
+    assert after_20_layers(1.0) < 0.01                                     # control
+
+
+def test_equalized_linear_is_a_scaled_linear_layer():
+    """Lesson: the stored weight is N(0, 1/lr_multiplier^2), the used one N(0, gain^2/fan_in)."""
+    x = torch.randn(5, 300, dtype=torch.float64)
+    for lr_multiplier in (1.0, 0.01):
+        layer = layers.EqualizedLinear(300, 200, gain=1.5, lr_multiplier=lr_multiplier).double()
+        layer.bias.data.normal_()
+        assert layer.weight.std().item() == pytest.approx(1 / lr_multiplier, rel=0.02)
+        scale = 1.5 / math.sqrt(300) * lr_multiplier
+        by_hand = torch.stack([
+            torch.stack([(x[n] * layer.weight[o] * scale).sum() + layer.bias[o] * lr_multiplier
+                         for o in range(200)]) for n in range(5)])
+        assert relative(layer(x), by_hand) < 1e-12
+        assert relative(layer(x), F.linear(x, layer.weight, layer.bias)) > 0.5     # control
+
+
+def test_one_adam_step_moves_the_function_by_lr_multiplier():
+    """Lesson: Adam moves each number by the learning rate, so 0.01 times the use is 0.01 times the
+    speed, and layers of all fan_ins move alike. With the usual start, wide layers move more."""
+    def movement(fan_in, lr_multiplier, equalized=True):
+        layer = layers.EqualizedLinear(fan_in, 64, lr_multiplier=lr_multiplier)
+        if not equalized:
+            layer = torch.nn.Linear(fan_in, 64)
+        x = torch.randn(32, fan_in)
+        before = layer(x)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3, betas=(0.0, 0.99))
+        before.square().mean().backward()
+        optimizer.step()
+        return rms(layer(x) - before) / rms(before)
+
+    assert movement(256, 0.01) == pytest.approx(0.01 * movement(256, 1.0), rel=0.2)
+    assert movement(1024, 1.0) / movement(64, 1.0) < 5
+    assert movement(1024, 1.0, False) / movement(64, 1.0, False) > 10       # control
+
+
+# ---- 2. blur-in-conv ----
+
+
+def test_summed_kernel_is_four_shifted_copies():
+    """Lesson: the 4x4 kernel is the 3x3 one, put down four times and summed; blurred, it is 6x6."""
+    weight = torch.randn(2, 3, 3, 3, dtype=torch.float64)
+    by_hand = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            by_hand[:, :, dy:dy + 3, dx:dx + 3] += weight
+    merged = layers.merge_kernel(weight, layers.shifted_copies_matrix(blur=False).double())
+    assert relative(merged, by_hand) < 1e-12
+    blurred = torch.zeros(2, 3, 6, 6, dtype=torch.float64)
+    for dy, wy in enumerate((0.25, 0.5, 0.25)):
+        for dx, wx in enumerate((0.25, 0.5, 0.25)):
+            blurred[:, :, dy:dy + 4, dx:dx + 4] += wy * wx * by_hand
+    merged = layers.merge_kernel(weight, layers.shifted_copies_matrix(blur=True).double())
+    assert relative(merged, blurred) < 1e-12
+    assert merged.sum().item() == pytest.approx(4 * weight.sum().item())   # nothing lost
+
+
+def blur_loop(x):
+    """[1,2,1] in both directions, zeros beyond the border: one pixel at a time."""
+    out = torch.zeros_like(x)
+    taps = {-1: 0.25, 0: 0.5, 1: 0.25}
+    for y in range(x.shape[2]):
+        for u in range(x.shape[3]):
+            for dy, wy in taps.items():
+                for du, wu in taps.items():
+                    if 0 <= y + dy < x.shape[2] and 0 <= u + du < x.shape[3]:
+                        out[:, :, y, u] += wy * wu * x[:, :, y + dy, u + du]
+    return out
+
+
+def test_blur_and_its_derivatives_against_a_loop():
+    """Lesson: the blur is its own transpose, so its gradient is a blur, and so on for ever."""
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
+    assert relative(layers.blur(x), blur_loop(x)) < 1e-12
+    assert torch.equal(layers.Blur()(x), layers.blur(x))
+    assert torch.autograd.gradcheck(layers.blur, x)            # finite differences
+    assert torch.autograd.gradgradcheck(lambda x: layers.blur(x).square(), x)
+
+    def lopsided(x):                                           # control: not its own transpose
+        class Wrong(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return F.pad(x, (1, 0))[..., :-1]              # moves the picture to the right
+
+            @staticmethod
+            def backward(ctx, grad):
+                return Wrong.apply(grad)
+        return Wrong.apply(x)
+    with pytest.raises(Exception):
+        torch.autograd.gradcheck(lopsided, x)
+
+
+def all_forms(x, weight, direction, dtype):
+    four, six = (layers.shifted_copies_matrix(b).to(dtype) for b in (False, True))
+    if direction == "up":
+        return (layers.upsample_conv_blur_plain(x, weight),
+                layers.upsample_conv_blur(x, weight, four),
+                layers.upsample_conv_blur_merged(x, weight, six))
+    return (layers.blur_conv_downsample_plain(x, weight),
+            layers.blur_conv_downsample(x, weight, four),
+            layers.blur_conv_downsample_merged(x, weight, six))
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("side", [4, 8, 16])
+def test_blur_in_conv_equals_the_plain_twin_border_included(direction, side):
+    """Lesson: resample, convolve and blur are one convolution, also on the outermost pixels."""
+    x, weight = torch.randn(2, 24, side, side), torch.randn(12, 24, 3, 3)
+    judge = all_forms(x.double(), weight.double(), direction, torch.float64)[0]
+    for form in all_forms(x, weight, direction, torch.float32):
+        assert form.shape == judge.shape
+        assert relative(form.double(), judge) < FLOAT32
+        for edge in (form[..., 0, :], form[..., -1, :], form[..., 0], form[..., -1]):
+            assert edge.isfinite().all()
+    # The gradients are the same too, and the gradients of their squares (what R1 needs).
+    x = x.double().requires_grad_()
+    derivatives = []
+    for form in all_forms(x, weight.double(), direction, torch.float64):
+        first, = torch.autograd.grad(form.pow(3).sum(), x, create_graph=True)
+        second, = torch.autograd.grad(first.square().sum(), x)
+        derivatives.append((first.detach(), second))
+    for first, second in derivatives[1:]:
+        assert relative(first, derivatives[0][0]) < 1e-10
+        assert relative(second, derivatives[0][1]) < 1e-10
+
+
+def test_without_the_odd_reflection_the_border_is_wrong():
+    """Lesson, and the control of the test above: the merged kernel with plain zero padding, as
+    earlier code has it, is 16 % (down) and 26 % (up) RMS wrong on the outermost pixels."""
+    six = layers.shifted_copies_matrix(True).double()
+    x = torch.randn(4, 32, 16, 16, dtype=torch.float64)
+    weight = torch.randn(32, 32, 3, 3, dtype=torch.float64)
+
+    def border_error(wrong, right):
+        border = torch.ones(right.shape[2:], dtype=torch.bool)
+        border[1:-1, 1:-1] = False
+        assert relative(wrong[..., ~border], right[..., ~border]) < 1e-10  # inside all is well
+        return rms((wrong - right)[..., border]) / rms(right[..., border])
+
+    down = F.conv2d(x, layers.merge_kernel(weight, six / 4), stride=2, padding=2)
+    up = F.conv_transpose2d(
+        x, layers.merge_kernel(weight.flip(2, 3), six).transpose(0, 1), stride=2, padding=2)
+    assert border_error(down, layers.blur_conv_downsample_plain(x, weight)) == pytest.approx(
+        0.16, abs=0.03)
+    assert border_error(up, layers.upsample_conv_blur_plain(x, weight)) == pytest.approx(
+        0.26, abs=0.03)
+
+
+@pytest.mark.parametrize("resample", [None, "up", "down"])
+def test_equalized_conv_is_a_scaled_conv_also_when_it_resamples(resample):
+    """Lesson: fan_in is 9 C_in whatever kernel computes it, and the bias comes last."""
+    layer = layers.EqualizedConv2d(20, 30, resample=resample).double()
+    layer.bias.data.normal_()
+    assert layer.weight.std().item() == pytest.approx(1, rel=0.05)
+    x = torch.randn(2, 20, 8, 8, dtype=torch.float64)
+    weight = layer.weight * math.sqrt(2) / math.sqrt(9 * 20)
+    plain = {"up": layers.upsample_conv_blur_plain, "down": layers.blur_conv_downsample_plain,
+             None: lambda x, w: F.conv2d(x, w, padding=1)}[resample](x, weight)
+    bias = layer.bias[:, None, None]
+    assert relative(layer(x), plain + bias) < 1e-10
+    if resample == "up":                                       # control: a bias before the blur
+        darker = layers.blur(F.conv2d(F.interpolate(x, scale_factor=2), weight, padding=1) + bias)
+        assert relative(layer(x)[..., 1:-1, 1:-1], darker[..., 1:-1, 1:-1]) < 1e-10
+        assert relative(layer(x), darker) > 0.01
+
+
+def test_equalized_conv_says_what_it_cannot_do():
+    with pytest.raises(ValueError, match='resample must be None, "up" or "down", got \'left\''):
+        layers.EqualizedConv2d(2, 2, resample="left")
+    with pytest.raises(ValueError, match="3x3"):
+        layers.EqualizedConv2d(2, 2, kernel_size=1, resample="up")
+
+
+# ---- 3. what makes a style ----
+
+
+def test_learned_constant_has_a_batch_axis():
+    """Lesson: noise added to [1, C, 4, 4] would be one noise for all; [N, C, 4, 4] takes N."""
+    constant, noise = layers.LearnedConstant(6), layers.NoiseInput(6, 4)
+    noise.strength.data.fill_(1.0)
+    x = noise(constant(5))
+    assert x.shape == (5, 6, 4, 4)
+    assert not torch.equal(x[0], x[1])
+    assert torch.equal(constant(5)[0], constant(5)[1])         # control: without noise all alike
+
+
+def test_noise_is_one_map_shared_by_all_channels():
+    """Lesson: channel c gets strength[c] times the same map; strength 0, the start, is silence."""
+    noise, x = layers.NoiseInput(3, 16), torch.randn(2, 3, 16, 16)
+    assert torch.equal(noise(x), x)
+    noise.strength.data = torch.tensor([1.0, -2.0, 0.0])
+    added = noise(x) - x
+    assert relative(added[:, 1], -2 * added[:, 0]) < FLOAT32
+    assert added[:, 2].abs().max() == 0
+    assert not torch.equal(added[0], added[1])                 # every image its own
+    assert not torch.equal(noise(x), noise(x))                 # every call its own
+    assert torch.equal(noise(x, "const"), noise(x, "const"))
+    assert relative((noise(x, "const") - x)[1, 0], noise.const[0, 0]) < FLOAT32
+    assert torch.equal(noise(x, "none"), x)
+    with pytest.raises(ValueError, match="noise_mode"):
+        noise(x, "loud")
+
+
+def test_adain_gives_each_channel_the_mean_and_std_that_w_asks_for():
+    """Lesson: whatever statistics x had are gone; those of the style are there."""
+    adain = layers.AdaIN(10, 4)
+    adain.style.bias.data.normal_()
+    x = torch.randn(3, 4, 16, 16) * torch.tensor([0.1, 1, 5, 50])[:, None, None] + 7
+    w = torch.randn(3, 10)
+    y_s, y_b = (w @ adain.style.weight.T / math.sqrt(10) + adain.style.bias).chunk(2, dim=1)
+    out = adain(x, w)
+    assert relative(out.mean(dim=(2, 3)), y_b) < 1e-4          # x has a mean of 70 std's: 5 digits
+    assert relative(out.std(dim=(2, 3), correction=0), (y_s + 1).abs()) < 1e-4
+    assert relative(adain(3 * x - 5, w), out) < 1e-3
+    assert relative(x.mean(dim=(2, 3)), y_b) > 1               # control: x was something else
+    judge = F.instance_norm(x.double(), eps=1e-8) * (y_s + 1)[..., None, None] + y_b[..., None, None]
+    assert relative(out.double(), judge) < 1e-4
+
+
+def test_spatial_mean_is_the_mean_in_every_memory_format():
+    x = torch.randn(2, 5, 8, 8)
+    judge = x.double().mean(dim=(2, 3), keepdim=True)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        ours = layers.spatial_mean(x.to(memory_format=memory_format))
+        assert ours.shape == (2, 5, 1, 1) and relative(ours.double(), judge) < FLOAT32
+
+
+# ---- 4. two normalizers ----
+
+
+def test_pixel_norm_gives_length_sqrt_c():
+    """Lesson: not length 1, as is often written."""
+    x = torch.randn(4, 512) * 10
+    norms = layers.PixelNorm()(x).norm(dim=1)
+    assert torch.allclose(norms, torch.full((4,), math.sqrt(512)))
+    assert not torch.allclose(x.norm(dim=1), norms, rtol=0.5)  # control
+    assert torch.equal(layers.PixelNorm()(torch.zeros(1, 512)), torch.zeros(1, 512))
+
+
+def test_truncating_z_would_be_useless():
+    """Lesson: PixelNorm discards |z|, so the truncation trick has to act on w (appendix B)."""
+    z, weight = torch.randn(4, 512), torch.randn(512, 512)
+    norm = layers.PixelNorm()
+    assert torch.allclose(norm(z) @ weight, norm(0.5 * z) @ weight, atol=1e-2)
+    assert not torch.allclose(z @ weight, (0.5 * z) @ weight, atol=1e-2)    # control: no PixelNorm
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16])
+def test_minibatch_stddev_against_a_loop_for_every_batch_size(n):
+    """Lesson: one number per group of up to 4 images, copied over a new last channel."""
+    x = torch.randn(n, 3, 4, 4, dtype=torch.float64)
+    out = layers.MinibatchStddev()(x)
+    groups = math.ceil(n / 4)
+    assert out.shape == (n, 4, 4, 4) and torch.equal(out[:, :3], x)
+    for i in range(n):
+        members = [j for j in range(n) if j % groups == i % groups]
+        assert len(members) <= 4
+        spreads = []
+        for c in range(3):
+            for y in range(4):
+                for u in range(4):
+                    values = [x[j, c, y, u].item() for j in members]
+                    mean = sum(values) / len(values)
+                    variance = sum((v - mean) ** 2 for v in values) / len(values)
+                    spreads.append(math.sqrt(variance + 1e-8))
+        assert torch.allclose(out[i, 3], torch.tensor(sum(spreads) / 48, dtype=torch.float64))
+
+
+def test_minibatch_stddev_betrays_a_generator_that_repeats_itself():
+    """Lesson: what the layer is for."""
+    varied, repeated = torch.randn(8, 3, 4, 4), torch.randn(1, 3, 4, 4).expand(8, -1, -1, -1)
+    spread = layers.MinibatchStddev()
+    assert spread(varied)[:, 3].min() > 0.3 and spread(repeated)[:, 3].max() < 1e-3
