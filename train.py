@@ -1,0 +1,874 @@
+"""train.py: train a StyleGAN.   (1st in the reading order)
+
+    python train.py                                        paints its own pictures, about 9 minutes
+                                                           on two CPU cores (README.md shows them)
+    python train.py --data photos/ --resolution 256        anybody's pictures
+    python train.py --resume runs/00003-photos/checkpoint.pt
+
+Read next: stylegan_dataloader.py, stylegan_models.py, stylegan_layers.py.
+Paper:   Karras et al. 2019, "A Style-Based Generator Architecture for GANs" (arXiv 1812.04948),
+         appendix C; the progressive loop: Karras et al. 2018, "ProGAN" (arXiv 1710.10196),
+         section 2 and appendix A; R1: Mescheder et al. 2018 (arXiv 1801.04406), section 4.1.
+Letters: N images in the batch; K styles mixed in one image; L style layers; R pixels a side.
+         nimg counts the real images shown to D so far, kimg is 1000 of them: the clock of a run.
+
+Two networks learn from each other. The generator G turns random numbers z into images. The
+discriminator D gives an image a score: high if it thinks it real, low if it thinks it made by G.
+Each step first makes D a little better at telling, then G a little better at misleading it. The
+game begins with pictures of 4x4 pixels, where all is simple, and doubles them when it has settled:
+
+    4x4 ------> 8x8 fading in -> 8x8 ------> 16x16 fading in -> 16x16 -----> ...     (over kimg)
+      stabilize       fade         stabilize        fade           stabilize
+
+The file has three parts: the formulas, one short function each; the options; and `main`, which
+is the training loop and is best read first.
+"""
+
+import argparse
+import copy
+import functools
+import json
+import math
+import os
+import pathlib
+import re
+import shlex
+import signal
+import sys
+import time
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import stylegan_dataloader as data
+import stylegan_models as models
+
+# ==== Part 1: the formulas ====================================================================
+
+
+class Stage(NamedTuple):
+    """A stretch of training, from nimg `start` to `end`, at one resolution, fading in or not."""
+    start: int
+    end: int
+    resolution: int
+    fading: bool
+
+
+def plan_stages(initial_resolution, resolution, fade_kimg, stabilize_kimg, total_kimg):
+    """The whole schedule: stabilize at the initial resolution, then fade and stabilize doublings.
+
+    Paper:  ProGAN appendix A: 600 kimg to fade, 600 to stabilize (there 800 each; the official
+            StyleGAN schedule says 600). The last stage lasts until total_kimg.
+    Units:  fade_kimg and stabilize_kimg map a resolution to kimg, as `Table` does.
+    Proved: tests/test_train.py::test_the_schedule_is_the_official_one
+    """
+    stages, nimg, r = [], 0, initial_resolution
+    total = round(1000 * total_kimg)
+    while nimg < total:
+        if r > initial_resolution:
+            end = min(nimg + round(1000 * fade_kimg[r]), total)
+            stages.append(Stage(nimg, end, r, True))
+            nimg = end
+        end = total if r == resolution else min(nimg + round(1000 * stabilize_kimg[r]), total)
+        stages.append(Stage(nimg, end, r, False))
+        nimg, r = end, 2 * r
+    return [stage for stage in stages if stage.end > stage.start]
+
+
+def alpha_at(nimg, stage):
+    """The weight of the newest block: grows from 0 to 1 over a fading stage, 1 elsewhere."""
+    return (nimg - stage.start) / (stage.end - stage.start) if stage.fading else 1.0
+
+
+def discriminator_loss(real_scores, fake_scores):
+    """-log sigmoid(D(real)) - log(1 - sigmoid(D(fake))), averaged over the batch.
+
+    Why:    the cross-entropy of "real or fake?" with the score as logit. softplus(s) is
+            log(1 + e^s), which is -log sigmoid(-s) without overflow.
+    Paper:  Goodfellow et al. 2014, equation 1; StyleGAN appendix C.
+    """
+    return F.softplus(-real_scores).mean() + F.softplus(fake_scores).mean()
+
+
+def generator_loss(fake_scores):
+    """-log sigmoid(D(fake)), averaged: the non-saturating loss.
+
+    Why:    the honest opposite of D's loss, log(1 - sigmoid(D(fake))), is flat exactly where G is
+            bad and needs a gradient most. This one has the same fixed point and is steep there.
+    Paper:  Goodfellow et al. 2014, section 3.
+    Proved: tests/test_train.py::test_losses_and_gradients_equal_the_official_ones
+    """
+    return F.softplus(-fake_scores).mean()
+
+
+def r1_penalty(real_scores, reals):
+    """|gradient of D at each real image|^2, averaged over the batch.
+
+    Why:    where G is right already, D should be flat. A slope there would push G off the data
+            again, and the two would circle each other for ever.
+    Paper:  Mescheder et al. 2018, equation 9. `create_graph`: the penalty is itself differentiated
+            with respect to D's weights, a derivative of a derivative.
+    Shapes: real_scores [N, 1] computed from reals [N, 3, R, R], which require grad -> scalar.
+    Proved: tests/test_train.py::test_r1_equals_the_official_one
+    """
+    # Image n only influences score n (but for the minibatch stddev, as in the official code), so
+    # the gradient of the sum holds the gradient of each score at its image.
+    gradient, = torch.autograd.grad(real_scores.sum(), reals, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def r1_weight(r1_gamma, r1_interval, resolution, final_resolution):
+    """What the penalty is multiplied by before it is added to D's loss.
+
+    Three factors:
+    - gamma / 2, as in the paper, with gamma = 10.
+    - interval: the penalty is costly (it doubles the work of D), so it may be computed in every
+      k-th step only, k times as strong: the same pull on average (StyleGAN2, appendix B).
+      StyleGAN2 also shrinks Adam's rates by k/(k+1), because it gives the penalty a step of its
+      own, k+1 steps instead of k; here it joins the step that is made anyway, so nothing changes.
+    - (R / final R)^2: the official code feeds D pictures of the final size at all times, small
+      ones enlarged. Every pixel is then copied to f*f places, f = final R / R, each with 1/f^2 of
+      the pixel's gradient: the squares sum to 1/f^2 of the penalty at R. We compute at R.
+      Proved: tests/test_train.py::test_r1_equals_the_official_one
+    """
+    return r1_gamma / 2 * r1_interval * (resolution / final_resolution) ** 2
+
+
+def ema_beta(nimg, batch, halflife_kimg):
+    """The weight of the past in G_ema <- beta G_ema + (1 - beta) G.
+
+    Why:    G jitters around a good place; its average over the last ten thousand images is closer
+            to it than any single G, and is the one that pictures are made with.
+    Paper:  ProGAN appendix A.1 (0.999 a step); the official code has a half-life of 10 kimg.
+    Differs: the half-life is at most 5 % of what was seen so far (as StyleGAN2-ADA does), or the
+            average of a young run would consist of its random start.
+    Proved: tests/test_train.py::test_ema_forgets_half_in_a_halflife
+    """
+    halflife = min(1000 * halflife_kimg, 0.05 * nimg)
+    return 0.5 ** (batch / halflife) if halflife > 0 else 0.0
+
+
+@torch.no_grad()
+def update_ema(G_ema, G, beta):
+    """G_ema <- beta G_ema + (1 - beta) G for the weights. Buffers (w_avg, the noise) are copied."""
+    torch._foreach_lerp_(list(G_ema.parameters()), list(G.parameters()), 1 - beta)
+    for averaged, current in zip(G_ema.buffers(), G.buffers()):
+        averaged.copy_(current)
+
+
+def not_finite(parameters, *losses):
+    """A 0-dim bool tensor: is any of the losses, or any gradient, infinite or NaN?
+
+    It stays on the device: asking for its value would make the CPU wait for the GPU in every step.
+    """
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return ~torch.isfinite(torch.stack([norm, *(loss.detach() for loss in losses)])).all()
+
+
+# ==== Part 2: the options =====================================================================
+
+
+class Table(dict):
+    """A number for every resolution: "32", or "4:128,8:64" (64 then stands for 8 px and above)."""
+
+    def __missing__(self, resolution):
+        return self[max((r for r in self if r <= resolution), default=min(self))]
+
+
+def table_of(kind):
+    """A parser of `Table` texts for argparse, with numbers of type `kind`, all above 0 or 0."""
+    def parse(text):
+        try:
+            pairs = [part.split(":") for part in text.split(",")]
+            if len(pairs) == 1 and len(pairs[0]) == 1:
+                pairs = [["4", pairs[0][0]]]
+            table = Table({int(r): kind(value) for r, value in pairs})
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f'{text!r} is neither a number nor a table like "4:128,8:64"') from None
+        if any(value < 0 or not math.isfinite(value) for value in table.values()):
+            raise argparse.ArgumentTypeError(f"{text!r} has a value below 0")
+        return table
+    return parse
+
+
+def show(value):
+    """An option's value as it is typed: the opposite of parsing."""
+    if isinstance(value, dict):
+        pairs = [f"{r}:{show(v)}" for r, v in sorted(value.items())]
+        return ",".join(pairs) if len(pairs) > 1 else pairs[0].split(":")[1]
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def at_least(low, kind=int, high=math.inf):
+    """A parser of numbers from `low` to `high` for argparse."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not low <= value <= high:
+            limits = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} must be {limits}")
+        return value
+    return parse
+
+
+# Defaults that hold in every situation ...
+ALWAYS = dict(
+    initial_resolution=4, r1_interval=1, styles_to_mix=2, mixing_probability=0.9, seed=0,
+    no_flip=False, allow_upsampling=False, max_bad=1.0, cache="cache", data=None)
+
+# ... and those that depend on what there is. Every value can be overridden on the command line.
+PRESETS = {
+    # [MACHINE] 2 CPU cores: 9 minutes, 1 GB of memory (measured). One core: twice that. More
+    #           cores gain little at these widths. The widths, rates and phases were found by trying.
+    "painted faces on a CPU": dict(
+        resolution=32, channel_base=512, channel_max=64, latent_dim=64, style_dim=64,
+        mapping_dim=64, mapping_layers=4, batch="32", learning_rate="0.002",
+        r1_gamma=2.0, r1_interval=8, fade_kimg="8:20,16:30", stabilize_kimg="4:30,8:40,16:60",
+        total_kimg=280.0, ema_halflife_kimg=5.0, tick_kimg=10.0, samples_kimg=20.0,
+        checkpoint_kimg=50.0, workers=0),
+    # [MACHINE] 1 GPU with 4 GB or more (not measured).
+    "painted faces on a GPU": dict(
+        resolution=128, channel_base=4096, channel_max=256, latent_dim=256, style_dim=256,
+        mapping_dim=256, mapping_layers=8, batch="4:64,64:32", learning_rate="0.0015",
+        r1_gamma=2.0, r1_interval=8, fade_kimg="80", stabilize_kimg="80",
+        total_kimg=1500.0, ema_halflife_kimg=10.0, tick_kimg=20.0, samples_kimg=50.0,
+        checkpoint_kimg=200.0, workers=2),
+    # The widths of the default, so that it is possible at all; a small experiment, not the paper.
+    "your pictures on a CPU": dict(
+        resolution=64, channel_base=1024, channel_max=64, latent_dim=64, style_dim=64,
+        mapping_dim=64, mapping_layers=4, batch="32", learning_rate="0.002",
+        r1_gamma=2.0, r1_interval=8, fade_kimg="8:20,16:30,32:40",
+        stabilize_kimg="4:30,8:40,16:60,32:80", total_kimg=600.0, ema_halflife_kimg=5.0,
+        tick_kimg=5.0, samples_kimg=20.0, checkpoint_kimg=20.0, workers=0),
+    # The paper's setting: appendix C and the official training script, the table for one GPU.
+    # [MACHINE] 1 GPU with 16 GB, as the official table assumes (not measured here): batch 4 at
+    #           1024 px. Less memory: --batch 4:64,128:8,512:2. The learning rates are those that
+    #           the official script uses with 8 GPUs and batches of 32 above 64 px.
+    "your pictures on a GPU": dict(
+        resolution=1024, channel_base=8192, channel_max=512, latent_dim=512, style_dim=512,
+        mapping_dim=512, mapping_layers=8, batch="4:128,32:64,64:32,128:16,256:8,512:4",
+        learning_rate="4:0.001,128:0.0015,256:0.002,512:0.003",
+        r1_gamma=10.0, r1_interval=1, fade_kimg="600", stabilize_kimg="600",
+        total_kimg=25000.0, ema_halflife_kimg=10.0, tick_kimg=40.0, samples_kimg=200.0,
+        checkpoint_kimg=200.0, workers=min(8, os.cpu_count() or 1)),
+}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, but a mistake is answered by one line instead of the whole usage."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help explains)\n")
+
+    def convert_arg_line_to_args(self, line):
+        # `python train.py @photos.txt`: options in a file, any number on a line, # for comments.
+        return shlex.split(line, comments=True)
+
+
+def parse_args(argv=None):
+    """The options that were typed, as a dict without those that were not."""
+    parser = OneLineParser(
+        prog="train.py", fromfile_prefix_chars="@", argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train a StyleGAN. Without options: paints faces and learns to make more.",
+        epilog="Options can stand in a file: train.py @photos.txt\n"
+               "Where a TABLE is asked for, give one number, or one per resolution: "
+               "4:128,8:64\nmeans 128 at 4 px and 64 at 8 px and above.\n\n"
+               "What is not given is chosen by situation:\n" + "\n".join(
+                   f"  {name}:\n    " + " ".join(f"--{k.replace('_', '-')} {show(v)}"
+                                                 for k, v in preset.items())
+                   for name, preset in PRESETS.items()))
+    counts, amounts = at_least(1), at_least(0, float)
+    group = parser.add_argument_group("pictures")
+    group.add_argument("--data", metavar="PATH", help="a folder, searched recursively, or a .zip")
+    group.add_argument("--resolution", type=counts, metavar="R",
+                       help="final side in pixels, a power of two (paper: 1024)")
+    group.add_argument("--no-flip", action="store_true", help="no mirrored pictures")
+    group.add_argument("--allow-upsampling", action="store_true",
+                       help="use pictures smaller than the resolution, enlarged")
+    group.add_argument("--max-bad", type=at_least(0, float, 100), metavar="PERCENT",
+                       help="stop if more of the pictures are damaged (default 1)")
+    group.add_argument("--cache", metavar="FOLDER", help="for the packed pictures (default cache)")
+    group.add_argument("--workers", type=at_least(0), metavar="N",
+                       help="processes that load pictures while training")
+    group = parser.add_argument_group("schedule")
+    group.add_argument("--initial-resolution", type=counts, metavar="R",
+                       help="where to begin (default 4; official run: 8)")
+    group.add_argument("--fade-kimg", type=table_of(float), metavar="TABLE",
+                       help="thousands of images to fade a block in (paper: 600)")
+    group.add_argument("--stabilize-kimg", type=table_of(float), metavar="TABLE",
+                       help="thousands of images before the next doubling (paper: 600)")
+    group.add_argument("--total-kimg", type=amounts, metavar="KIMG",
+                       help="length of the run in thousands of images (paper: 25000)")
+    group.add_argument("--batch", type=table_of(int), metavar="TABLE",
+                       help="images a step (official, one GPU: 128 at 4 px to 4 at 1024 px)")
+    group = parser.add_argument_group("networks")
+    group.add_argument("--channel-base", type=counts, metavar="N",
+                       help="channels = min(2 * base / resolution, max) (paper: 8192)")
+    group.add_argument("--channel-max", type=counts, metavar="N", help="(paper: 512)")
+    group.add_argument("--latent-dim", type=counts, metavar="N", help="size of z (paper: 512)")
+    group.add_argument("--style-dim", type=counts, metavar="N", help="size of w (paper: 512)")
+    group.add_argument("--mapping-dim", type=counts, metavar="N",
+                       help="width of the mapping network (paper: 512)")
+    group.add_argument("--mapping-layers", type=counts, metavar="N", help="its depth (paper: 8)")
+    group = parser.add_argument_group("learning")
+    group.add_argument("--learning-rate", type=table_of(float), metavar="TABLE",
+                       help="of Adam (paper: 0.001, more from 128 px on); mapping: 1/100 of it")
+    group.add_argument("--r1-gamma", type=amounts, metavar="GAMMA",
+                       help="weight of the R1 penalty at the final resolution (paper: 10)")
+    group.add_argument("--r1-interval", type=counts, metavar="STEPS",
+                       help="compute R1 every so many steps, as much stronger (paper: 1)")
+    group.add_argument("--styles-to-mix", type=counts, metavar="K",
+                       help="styles mixed in one image (default 2, as the paper)")
+    group.add_argument("--mixing-probability", type=at_least(0, float, 1), metavar="P",
+                       help="of mixing styles in a training image (default 0.9, as the paper)")
+    group.add_argument("--ema-halflife-kimg", type=amounts, metavar="KIMG",
+                       help="half-life of the average of G's weights (official: 10)")
+    group = parser.add_argument_group("run")
+    group.add_argument("--out", metavar="FOLDER",
+                       help="of this run; must be new or empty (default runs/NUMBER-NAME)")
+    group.add_argument("--resume", metavar="CHECKPOINT", help="go on from here; a checkpoint.pt "
+                       "goes on in its own folder, others start a new one")
+    group.add_argument("--tick-kimg", type=amounts, metavar="KIMG", help="between status lines")
+    group.add_argument("--samples-kimg", type=amounts, metavar="KIMG", help="between sample grids")
+    group.add_argument("--checkpoint-kimg", type=amounts, metavar="KIMG",
+                       help="between checkpoints")
+    group.add_argument("--seed", type=at_least(0), metavar="N", help="(default 0)")
+    group.add_argument("--device", metavar="NAME",
+                       help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    return vars(parser.parse_args(argv))
+
+
+def fail(message, code=2):
+    """End the program with one sentence on stderr."""
+    print(f"train.py: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def pick_device(name=None):
+    """torch.device by name, or the best there is. Errors: ValueError if it is not to be had."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else (
+            "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def complete_options(typed, device, resumed=None):
+    """All options: what was typed, over the checkpoint's or the situation's, over the defaults.
+
+    Returns (options, name of the situation).   Errors: ValueError, one sentence, what to type.
+    """
+    if resumed is not None:
+        situation, base = "as in the checkpoint", resumed
+    else:
+        situation = ("your pictures" if typed.get("data") else "painted faces") + (
+            " on a CPU" if device.type == "cpu" else " on a GPU")
+        base = {**ALWAYS, **PRESETS[situation]}
+    options = {**base, **typed}
+    for name, kind in (("batch", int), ("learning_rate", float),
+                       ("fade_kimg", float), ("stabilize_kimg", float)):
+        if isinstance(options[name], str):
+            options[name] = table_of(kind)(options[name])
+    for name in ("resolution", "initial_resolution"):
+        try:
+            models.resolutions_up_to(options[name])
+        except ValueError as error:
+            raise ValueError(f"--{name.replace('_', '-')}: {error}") from None
+    if options["initial_resolution"] > options["resolution"]:
+        raise ValueError(f"--initial-resolution {options['initial_resolution']} is larger than "
+                         f"--resolution {options['resolution']}")
+    if 2 * options["channel_base"] < options["resolution"]:
+        raise ValueError(f"--channel-base {options['channel_base']} leaves no channel at "
+                         f"{options['resolution']} px; it must be at least "
+                         f"{options['resolution'] // 2}")
+    for name in ("batch", "tick_kimg", "samples_kimg", "checkpoint_kimg", "total_kimg"):
+        values = options[name].values() if isinstance(options[name], dict) else [options[name]]
+        if min(values) <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0")
+    if resumed is not None:
+        for name in models.SETTINGS:
+            if options[name] != resumed[name]:
+                raise ValueError(f"--{name.replace('_', '-')} {options[name]} differs from the "
+                                 f"checkpoint's {resumed[name]}; a network keeps its shape "
+                                 f"(convert_resolution.py changes the resolution)")
+    return options, situation
+
+
+def as_plain(options):
+    """The options with tables as they are typed: for files, and for `complete_options` again."""
+    return {key: show(value) if isinstance(value, Table) else value
+            for key, value in options.items()}
+
+
+def command_line(options):
+    """The command that repeats a run."""
+    words = ["python", "train.py"]
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            words += [flag, show(value)]
+    return shlex.join(words)
+
+
+# ==== Part 3: the loop ========================================================================
+
+
+def training_step(G, D, G_opt, D_opt, reals, mixes, alpha, r1_factor, styles):
+    """One step: D learns from a batch of reals and fakes, then G from D's opinion of new fakes.
+
+    Shapes: reals [N, 3, R, R] in [-1, 1]; mixes: two batches of style rows [N, L], one for each
+            network's turn; styles: K, how many z an image is given to mix.
+    Units:  r1_factor as `r1_weight` gives it, or None in the steps without the penalty.
+            An optimizer that is None changes nothing (a rehearsal, see `measure_speed`).
+    Returns (means, bad): a tensor [6], the means that `LOGGED` names and 1 if R1 was computed;
+            and whether anything was `not_finite`, a tensor too.
+    """
+    n, resolution = reals.shape[0], reals.shape[-1]
+
+    def fakes(style_index):
+        # Fresh z for every batch, G's too: D has just learned from the last ones.
+        z = torch.randn(n, styles, G.latent_dim, device=reals.device)
+        return G(z, style_index, resolution=resolution, alpha=alpha)
+
+    # ---- D: minimise softplus(-D(real)) + softplus(D(fake)) + gamma/2 |grad D(real)|^2 ----
+    D.requires_grad_(True)
+    D.zero_grad()
+    with torch.no_grad():                                      # G does not learn here
+        fake_images = fakes(mixes[0])
+    reals.requires_grad_(r1_factor is not None)
+    real_scores, fake_scores = D(reals, alpha), D(fake_images, alpha)      # [N, 1] each
+    d_loss = discriminator_loss(real_scores, fake_scores)
+    r1 = torch.zeros_like(d_loss) if r1_factor is None else r1_penalty(real_scores, reals)
+    (d_loss + (r1_factor or 0.0) * r1).backward()
+    bad = not_finite(D.parameters(), d_loss, r1)
+    if D_opt is not None:
+        D_opt.step()
+
+    # ---- G: minimise softplus(-D(fake)) ----
+    D.requires_grad_(False)                                    # spares D's weight gradients
+    G.zero_grad()
+    g_loss = generator_loss(D(fakes(mixes[1]), alpha))
+    g_loss.backward()
+    bad = bad | not_finite(G.parameters(), g_loss)
+    if G_opt is not None:
+        G_opt.step()
+
+    computed = torch.full_like(d_loss, float(r1_factor is not None))
+    return torch.stack([d_loss, g_loss, real_scores.mean(), fake_scores.mean(), r1,
+                        computed]).detach(), bad
+
+
+LOGGED = ("loss_d", "loss_g", "d_real", "d_fake", "r1")
+
+
+def new_adam(network, device):
+    """Adam(beta1 0, beta2 0.99). No momentum: the other network changes the target every step.
+
+    Paper:  StyleGAN appendix C, as ProGAN. `fused` does all parameters in one pass over memory.
+    """
+    return torch.optim.Adam(network.parameters(), lr=0.001, betas=(0.0, 0.99), eps=1e-8,
+                            fused=device.type in ("cpu", "cuda"))
+
+
+def measure_speed(G, D, options, device, patience=20.0):
+    """{resolution: seconds an image}, from one rehearsed step at each resolution, on copies.
+
+    Why:    a run of days should say so at its start, and should run out of memory now, not when it
+            reaches its last resolution. Nothing is learned, and no random number is used up.
+            A step longer than `patience` seconds ends the rehearsal: larger resolutions are then
+            guessed at 3 times the one below.
+    """
+    G, D = copy.deepcopy(G), copy.deepcopy(D)
+
+    def seconds_of_a_step(reals, mixes, factor):
+        started = time.perf_counter()
+        sums, _ = training_step(G, D, None, None, reals, mixes, 1.0, factor,
+                                options["styles_to_mix"])
+        sums.tolist()                                          # waits for the GPU
+        return time.perf_counter() - started
+
+    speeds = {}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for r in models.resolutions_up_to(options["resolution"]):
+            if r < options["initial_resolution"]:
+                continue
+            n = options["batch"][r]
+            if speeds and max(speeds.values()) * n > patience:
+                speeds[r] = 3 * speeds[r // 2]
+                continue
+            reals = torch.rand(n, 3, r, r, device=device).to(memory_format=torch.channels_last)
+            mixes = [torch.zeros(n, models.num_style_layers(r), dtype=torch.long,
+                                 device=device)] * 2
+            step = functools.partial(seconds_of_a_step, reals, mixes)
+            with_r1, without = step(1.0), step(None)
+            if with_r1 < patience / 10:                        # the first step also warms up
+                with_r1, without = step(1.0), min(step(None), step(None))
+            speeds[r] = (without + (with_r1 - without) / options["r1_interval"]) / n
+    return speeds
+
+
+def seconds_left(nimg, stages, speeds):
+    """Time from nimg to the end at `speeds`, {resolution: seconds an image}."""
+    return sum(max(0, stage.end - max(nimg, stage.start)) * speeds[stage.resolution]
+               for stage in stages)
+
+
+def clock(seconds):
+    """4215 -> "1:10:15"; days in front where there are any."""
+    days, seconds = divmod(round(seconds), 86400)
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    text = f"{hours}:{minutes:02d}" if hours or days else f"{minutes}"
+    return (f"{days} d " if days else "") + f"{text}:{seconds % 60:02d}"
+
+
+def new_samples(options):
+    """The fixed sample grid: z [n, K, latent] and style rows [n, L]; the last row's are mixed.
+
+    The grid has at most 8 x 6 images, fewer where they are large: at most 4096 pixels across.
+    """
+    columns = min(8, max(2, 4096 // options["resolution"]))
+    rows = min(6, max(2, 2048 // options["resolution"]))
+    generator = torch.Generator().manual_seed(options["seed"] + 1)
+    z = torch.randn(rows * columns, options["styles_to_mix"], options["latent_dim"],
+                    generator=generator)
+    layers = models.num_style_layers(options["resolution"])
+    mixer = data.StyleMixer(layers, columns, options["styles_to_mix"], 1.0, options["seed"])
+    style_index = torch.zeros(rows * columns, layers, dtype=torch.long)
+    style_index[-columns:] = next(iter(mixer))
+    return {"z": z, "style_index": style_index, "columns": columns}
+
+
+@torch.no_grad()
+def sample_grid(G_ema, samples, resolution, alpha, device):
+    """The grid as uint8 [rows*R, columns*R, 3], R the final resolution: small stages enlarged."""
+    enlarge = G_ema.synthesis.resolution // resolution
+    columns, images = samples["columns"], []                   # a row at a time: little memory
+    for z, rows in zip(samples["z"].split(columns), samples["style_index"].split(columns)):
+        small = G_ema(z.to(device), rows.to(device), noise_mode="const",
+                      resolution=resolution, alpha=alpha)
+        images.append(F.interpolate(small, scale_factor=enlarge, mode="nearest").cpu())
+    return as_grid(torch.cat(images), columns)
+
+
+def as_grid(images, columns):
+    """float [n, 3, R, R] -> uint8 array [rows*R, columns*R, 3]."""
+    from torchvision.utils import make_grid                    # slow to import, so not on top
+    return data.to_pixels(make_grid(images, nrow=columns, padding=0)[None])[0].numpy()
+
+
+class StopRequest:
+    """Remembers Ctrl-C or SIGTERM until the step is done; a second one does not wait."""
+
+    def __init__(self):
+        self.signal = None
+
+    def __call__(self, number, frame):
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def is_new_or_empty(folder):
+    return not folder.exists() or folder.is_dir() and not any(folder.iterdir())
+
+
+def make_run_folder(out, name, resume_path):
+    """Create the folder of this run, or find it: a checkpoint.pt goes on in its own folder."""
+    if out is None and resume_path is not None and resume_path.name == "checkpoint.pt" and (
+            resume_path.parent / "settings.json").is_file():
+        return resume_path.parent
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    runs = pathlib.Path("runs")
+    runs.mkdir(exist_ok=True)
+    numbers = [int(match[0]) for p in runs.iterdir() if (match := re.match(r"\d+(?=-)", p.name))]
+    number = max(numbers, default=-1)
+    while True:                                                # another run may be starting too
+        number += 1
+        try:
+            (runs / f"{number:05d}-{name}").mkdir()
+            return runs / f"{number:05d}-{name}"
+        except FileExistsError:
+            pass
+
+
+def write_settings(run, options, device, resume_path, nimg):
+    """settings.json: the command that repeats this run, and where it was resumed."""
+    path = run / "settings.json"
+    resumed = json.loads(path.read_text())["resumed"] if path.is_file() else []
+    if resume_path is not None:
+        resumed.append({"from": str(resume_path), "nimg": nimg})
+    path.write_text(json.dumps({
+        "repeat": command_line(options), "resumed": resumed, "torch": torch.__version__,
+        "device": str(device),
+        "options": as_plain(options)}, indent=2) + "\n", encoding="utf-8")
+
+
+def forget_later_lines(log, nimg):
+    """Drop the lines of log.jsonl that were written after the checkpoint at nimg."""
+    if log.is_file():
+        lines = log.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["nimg"] <= nimg]
+        temporary = log.with_name("log.jsonl.tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, log)
+
+
+def peak_memory_mb(device):
+    """The most memory this process has held so far, of the GPU or of the computer, in MB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 1e6
+    try:
+        import resource                                        # not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB, but bytes on macOS
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+def crossed(nimg, batch, kimg):
+    """Did the step that ended at nimg pass a multiple of `kimg`? Does not depend on resuming."""
+    interval = max(1, round(1000 * kimg))
+    return nimg // interval > (nimg - batch) // interval
+
+
+# What a checkpoint must hold beside the networks that pictures are made with, for a run to go on from it.
+TO_RESUME = ("generator", "discriminator", "optimizer_g", "optimizer_d", "progress", "options",
+             "rng", "samples")
+
+
+def main(argv=None):
+    """The training loop, in eight steps. Returns the exit code."""
+    typed = parse_args(argv)
+
+    # ---- 1. What is asked for, and what there is ----
+    resume_path, out = typed.pop("resume", None), typed.pop("out", None)
+    resume_path, out = resume_path and pathlib.Path(resume_path), out and pathlib.Path(out)
+    checkpoint, nimg = None, 0
+    try:
+        device = pick_device(typed.pop("device", None))
+        if resume_path:
+            checkpoint = models.load_checkpoint(resume_path)
+            if any(key not in checkpoint for key in TO_RESUME):
+                raise ValueError(f"{resume_path}: holds a network to look at, not a run to resume")
+            nimg = checkpoint["progress"]["nimg"]
+        if out and not is_new_or_empty(out):
+            raise ValueError(f"--out {out}: exists and is not an empty folder")
+        options, situation = complete_options(typed, device, checkpoint and checkpoint["options"])
+        stages = plan_stages(options["initial_resolution"], options["resolution"],
+                             options["fade_kimg"], options["stabilize_kimg"],
+                             options["total_kimg"])
+        if nimg >= stages[-1].end:
+            raise ValueError(f"{resume_path}: has seen {nimg / 1000:g} kimg and is finished; "
+                             f"a larger --total-kimg goes on")
+        print(f"{situation}: " + command_line(options).removeprefix("python train.py "))
+        if stages[-1].resolution < options["resolution"]:
+            print(f"note: --total-kimg {options['total_kimg']:g} ends at "
+                  f"{stages[-1].resolution} px, before {options['resolution']} px is reached")
+
+        # ---- 2. The pictures ----
+        source = data.find_pictures(options["data"])
+        packed = data.pack_pictures(source, options["resolution"], options["cache"],
+                                    os.cpu_count() or 1, options["max_bad"],
+                                    options["allow_upsampling"])
+    except (ValueError, OSError) as error:
+        fail(error)
+
+    # ---- 3. The networks, and everything that changes with them ----
+    torch.manual_seed(options["seed"])
+    settings = {name: options[name] for name in models.SETTINGS}
+    G = models.make_generator(settings).to(device, memory_format=torch.channels_last)
+    D = models.make_discriminator(settings).to(device, memory_format=torch.channels_last)
+    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+    G_opt, D_opt = new_adam(G, device), new_adam(D, device)
+    samples = new_samples(options)
+    progress = {"nimg": 0, "step": 0, "resolution": None, "phase": None, "alpha": 1.0,
+                "steps_since_tick": 0, "sums": torch.zeros(len(LOGGED) + 1)}
+    if checkpoint:
+        G.load_state_dict(checkpoint["generator"])
+        D.load_state_dict(checkpoint["discriminator"])
+        G_ema.load_state_dict(checkpoint["generator_ema"])
+        G_opt.load_state_dict(checkpoint["optimizer_g"])
+        D_opt.load_state_dict(checkpoint["optimizer_d"])
+        samples, progress = checkpoint["samples"], checkpoint["progress"]
+    step, steps_since_tick = progress["step"], progress["steps_since_tick"]
+    resolution, phase = progress["resolution"], progress["phase"]
+    sums = progress["sums"].to(device)                         # of LOGGED, since the last tick
+    first_bad = torch.full((), math.inf, device=device)        # the first step that went wrong
+
+    # ---- 4. How long will it take, and does it fit? ----
+    try:
+        speeds = measure_speed(G, D, options, device)
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        fail(f"{device} has not enough memory for --batch {show(options['batch'])}; try smaller "
+             f"ones, for instance --batch 4:32,64:8,256:2")
+    print("measured, images/s: " + ", ".join(f"{1 / s:.3g} at {r} px" for r, s in speeds.items())
+          + f"; this run will take about {clock(seconds_left(nimg, stages, speeds))}")
+    if checkpoint:                                 # only now: nothing below draws numbers in vain
+        torch.set_rng_state(checkpoint["rng"]["cpu"])
+        if device.type == "cuda" and "cuda" in checkpoint["rng"]:
+            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], device)
+
+    # ---- 5. The run's folder ----
+    name = pathlib.Path(options["data"]).resolve().stem if options["data"] else "faces"
+    try:
+        run = make_run_folder(out, name, resume_path)
+        (run / "samples").mkdir(exist_ok=True)
+        forget_later_lines(run / "log.jsonl", nimg)
+        write_settings(run, options, device, resume_path, nimg)
+    except (ValueError, OSError) as error:
+        fail(error)
+    print(f"{run}: samples/, log.jsonl, checkpoint.pt; curves: tensorboard --logdir {run.parent}",
+          flush=True)
+    from torch.utils.tensorboard import SummaryWriter          # slow to import, so not on top
+    from tqdm import tqdm
+    board = SummaryWriter(run, purge_step=nimg + 1)            # forget what came after it there, too
+    bar = tqdm(total=stages[-1].end / 1000, initial=nimg / 1000, mininterval=0.5, disable=None,
+               bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:g} kimg{postfix}")
+    finals = data.PictureDataset(packed, source, options["resolution"], options["seed"])
+    grid = as_grid(data.to_images(finals.__getitems__(range(len(samples["z"])))),
+                   samples["columns"])
+    Image.fromarray(grid).save(run / "samples" / "reals.png")
+
+    # ---- 6. The loop ----
+    stop = StopRequest()
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    pictures, stopping = None, False
+    started = tick_started = time.perf_counter()
+    nimg_at_tick, expected = nimg, seconds_left(nimg, stages, speeds)
+    while nimg < stages[-1].end and not stopping:
+        stage = next(s for s in stages if nimg < s.end)
+        alpha = alpha_at(nimg, stage)
+        stage_phase = "fade" if stage.fading else "stabilize"
+
+        # A new stage begins with a fresh Adam, as in the official code: new blocks change the
+        # gradients of the old ones, and its memory is only 100 steps long anyway.
+        if (resolution, phase) != (stage.resolution, stage_phase):
+            G_opt, D_opt = new_adam(G, device), new_adam(D, device)
+        if pictures is None or resolution != stage.resolution:
+            batch = options["batch"][stage.resolution]
+            pictures = iter(data.picture_loader(
+                data.PictureDataset(packed, source, stage.resolution, options["seed"],
+                                    flip=not options["no_flip"]),
+                batch, nimg, options["workers"], pin_memory=device.type == "cuda"))
+            mixer = iter(data.StyleMixer(
+                models.num_style_layers(stage.resolution), batch, options["styles_to_mix"],
+                options["mixing_probability"], options["seed"], start=2 * nimg))
+        resolution, phase = stage.resolution, stage_phase
+        for group in G_opt.param_groups + D_opt.param_groups:
+            group["lr"] = options["learning_rate"][resolution]
+
+        reals = data.fade_reals(data.to_images(next(pictures), device), alpha)
+        mixes = [next(mixer).to(device) for _ in "DG"]         # one batch of rows for each network
+        r1_factor = None
+        if step % options["r1_interval"] == 0:
+            r1_factor = r1_weight(options["r1_gamma"], options["r1_interval"], resolution,
+                                  options["resolution"])
+        means, bad = training_step(G, D, G_opt, D_opt, reals, mixes, alpha, r1_factor,
+                                   options["styles_to_mix"])
+        step, nimg, steps_since_tick = step + 1, nimg + batch, steps_since_tick + 1
+        update_ema(G_ema, G, ema_beta(nimg, batch, options["ema_halflife_kimg"]))
+        sums += means
+        first_bad = torch.where(bad & first_bad.isinf(), float(step), first_bad)
+
+        # ---- 7. Now and then: say how it goes, show it, keep it ----
+        stopping = stop.signal is not None
+        last = nimg >= stages[-1].end
+        finished = last or next(s for s in stages if nimg < s.end).resolution != resolution
+        tick = last or crossed(nimg, batch, options["tick_kimg"])
+        show_samples = last or crossed(nimg, batch, options["samples_kimg"])
+        keep = stopping or finished or crossed(nimg, batch, options["checkpoint_kimg"])
+
+        # Only here does the CPU wait for the GPU. On a CPU, asking in every step costs nothing.
+        if (tick or show_samples or keep or device.type == "cpu") and first_bad.isfinite():
+            break
+        # The rest of the run at the rehearsed speeds, times how wrong these have been so far.
+        now, left = time.perf_counter(), seconds_left(nimg, stages, speeds)
+        left = clock(left * (now - started) / (expected - left))
+        rate = (nimg - nimg_at_tick) / (now - tick_started)
+        bar.set_postfix_str(f"{resolution} px, {rate:.3g} images/s, {left} left", refresh=False)
+        bar.update(nimg / 1000 - bar.n)
+        if tick:
+            *means, r1_steps = sums.tolist()
+            line = {"nimg": nimg, "step": step, "resolution": resolution, "phase": phase,
+                    "alpha": alpha, **{key: value / steps_since_tick
+                                       for key, value in zip(LOGGED, means)}}
+            line["r1"] = means[-1] / r1_steps if r1_steps else None
+            line["images_per_second"], line["seconds_per_kimg"] = rate, 1000 / rate
+            line["peak_memory_mb"] = peak_memory_mb(device)
+            with open(run / "log.jsonl", "a") as log:
+                log.write(json.dumps(line) + "\n")
+            for key, value in line.items():
+                if isinstance(value, (int, float)) and key != "nimg":
+                    board.add_scalar(key, value, nimg)
+            bar.write(f"{nimg / 1000:8.1f} kimg  {resolution:4d} px {phase:9s} alpha {alpha:.2f}  "
+                      f"loss D {line['loss_d']:.3f} G {line['loss_g']:.3f}  "
+                      f"D(real) {line['d_real']:+.2f} D(fake) {line['d_fake']:+.2f}  "
+                      f"{rate:.3g} images/s, {left} left", file=sys.stdout)
+            sys.stdout.flush()
+            sums, steps_since_tick = torch.zeros_like(sums), 0
+            tick_started, nimg_at_tick = now, nimg
+        if show_samples:
+            grid = sample_grid(G_ema, samples, resolution, alpha, device)
+            Image.fromarray(grid).save(run / "samples" / f"{nimg:09d}.png")
+            board.add_image("samples", grid, nimg, dataformats="HWC")
+        if keep:
+            rng = {"cpu": torch.get_rng_state()}
+            if device.type == "cuda":
+                rng["cuda"] = torch.cuda.get_rng_state(device)
+            state = {
+                "settings": settings, "options": as_plain(options),
+                "generator": G.state_dict(), "generator_ema": G_ema.state_dict(),
+                "discriminator": D.state_dict(), "optimizer_g": G_opt.state_dict(),
+                "optimizer_d": D_opt.state_dict(), "rng": rng, "samples": samples,
+                "progress": {"nimg": nimg, "step": step, "resolution": resolution, "phase": phase,
+                             "alpha": alpha, "steps_since_tick": steps_since_tick, "sums": sums}}
+            try:
+                models.save_checkpoint(run / "checkpoint.pt", state)
+                if finished:
+                    models.save_checkpoint(run / f"checkpoint-{resolution}.pt", state)
+            except OSError as error:
+                fail(f"cannot write a checkpoint ({error}); {run / 'checkpoint.pt'}, if there is "
+                     f"one, is the one before and whole", 1)
+
+    # ---- 8. The end ----
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    bar.close()
+    board.close()
+    if first_bad.isfinite():
+        kept = run / "checkpoint.pt"
+        fail(f"step {int(first_bad)} ({nimg / 1000:g} kimg, {resolution} px {phase}, alpha "
+             f"{alpha:.2f}): a loss or a gradient is no longer finite. " +
+             (f"{kept} is from before that: resume it" if kept.exists() else "Start again") +
+             " with a smaller --learning-rate or a larger --r1-gamma.", 1)
+    if stopping:
+        print(f"stopped at {nimg / 1000:g} kimg; to go on: "
+              f"python train.py --resume {run / 'checkpoint.pt'}")
+        return 128 + stop.signal                               # 130 Ctrl-C, 143 SIGTERM, as a shell
+    print(f"done: {run / 'samples' / f'{nimg:09d}.png'}, {run / 'checkpoint.pt'}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:                      # before the loop, or the second Ctrl-C in it
+        fail("stopped at once; checkpoints are whole", 130)
