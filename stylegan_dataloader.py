@@ -234,6 +234,7 @@ def find_pictures(path):
         first = [paint_face(number, 64).tobytes().hex() for number in range(16)]
         return Source("painted", "faces", names, _digest(first))
     path = pathlib.Path(path)
+    _open_zip.cache_clear()                                    # it may be another file by now
     if path.is_dir():
         files = [p for p in path.rglob("*") if _is_picture(p.relative_to(path)) and p.is_file()]
         names = sorted(p.relative_to(path).as_posix() for p in files)
@@ -375,12 +376,13 @@ def pack_pictures(source, resolution, cache="cache", workers=1, max_bad=1.0,
     total, bad, small = len(source.names), index["damaged"], index["small"]
     if small:
         shown = ", ".join(name for name, _ in small[:3]) + (", ..." if len(small) > 3 else "")
+        shown = shown.encode("utf-8", "replace").decode()      # a name need not be valid text
         what = "enlarged" if allow_upsampling else "left out (--allow-upsampling enlarges them)"
         report(f"{len(small)} of {total} pictures are smaller than {resolution}x{resolution} "
                f"and were {what}: {shown}")
     if bad:
         for name, reason in bad[:10]:
-            report(f"damaged, skipped: {name} ({reason})")
+            report(f"damaged, skipped: {name.encode('utf-8', 'replace').decode()} ({reason})")
         if len(bad) > 10:
             report(f"... and {len(bad) - 10} more")
     if small or bad:
@@ -447,6 +449,10 @@ def _build(source, resolution, folder, fingerprint, workers, allow_upsampling, r
         for r in levels:
             np.lib.format.open_memmap(partial / f"{r}.npy", mode="w+", dtype=np.uint8,
                                       shape=(len(usable), r, r, 3)).flush()
+            if hasattr(os, "posix_fallocate"):
+                # Claim the room now: a disk that fills up under a memory map kills the process.
+                with open(partial / f"{r}.npy", "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         rows = []
         pack = functools.partial(_pack, source, usable, resolution, levels, str(partial))
         for row, reason in in_parallel(pack, range(len(usable)), workers, "packing"):
@@ -458,10 +464,12 @@ def _build(source, resolution, folder, fingerprint, workers, allow_upsampling, r
                 os.utime(partial)                              # "still alive"
         lines = [f"{name}: damaged, skipped: {reason}" for name, reason in damaged]
         lines += [f"{name}: only {reason}" for name, reason in small]
-        (partial / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (partial / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8",
+                                            errors="replace")
         (partial / "index.json").write_text(json.dumps({
             "fingerprint": fingerprint, "levels": levels, "resolution": resolution, "rows": rows,
             "numbers": [usable[row] for row in rows], "damaged": damaged, "small": small}))
+        _open_level.cache_clear()                              # Windows renames no open files
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(partial, folder)
@@ -544,7 +552,6 @@ def _quiet_worker(worker_id):
     # Ctrl-C reaches every process of a terminal. The main one decides what happens; workers that
     # died first would turn a clean stop into an error.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 # ---- 4. The loader ---------------------------------------------------------------------------

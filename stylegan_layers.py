@@ -116,13 +116,30 @@ class EqualizedLinear(torch.nn.Module):
 #   (Pixel 0 received y[-1] too much, and y[-1] is all that was written to -2.)
 #   Proved: tests/test_layers.py::test_blur_in_conv_equals_the_plain_twin_border_included
 #
-# Which form is fastest was measured, forward + backward for up and forward + R1 double backward
-# for down, milliseconds, float32, channels_last, batch 4 (2 at 128 px), paper widths, on
-# [MACHINE] 2 cores of a server CPU with AVX-512 (rerun: python tests/benchmark.py):
+# Which form is fastest was measured: milliseconds for one layer, forward + backward going up,
+# forward + the double backward of R1 going down; float32, channels_last, half the batch at 128 px.
+# [MACHINE] 2 cores of a server CPU with AVX-512 (rerun: python tests/benchmark.py); no GPU yet.
 #
-#@TABLE@
+#                   paper's widths, batch 4   paper's widths, batch 16   default run, batch 32
+#                     plain   4x4    6x6        plain   4x4    6x6        plain   4x4    6x6
+#     up      8 px       22     80    147           30     43    184         1.4    1.2    2.6
+#     down    8 px       33     64    209           76     64    285         3.4    2.4    5.8
+#     up     16 px       31     59    168          112     84    281         3.7    2.7    6.7
+#     down   16 px       78     87    263          291    154    482        12.0    6.4   15.2
+#     up     32 px      120     97    273          478    284    771         7.9    4.0   11.5
+#     down   32 px      321    191    486         1379    672   1673        29.9   12.9   27.8
+#     up     64 px      247    126    299         1089    537   1206        10.5    5.3   12.3
+#     down   64 px      659    275    641         3590   1451   3077        43.8   18.1   36.0
+#     up    128 px      153     63    140          686    313    725         9.8    4.5    9.6
+#     down  128 px      431    145    316         1901    876   1899        47.4   16.0   30.8
 #
-# So the network uses the 4x4 kernel and a separate blur, except ... Nothing was measured on a GPU.
+# The 4x4 kernel wins by 1.3 to 3 times as soon as there are enough pixels to pay for merging it.
+# The 6x6 kernel never wins: 36 multiplications instead of 16, to save a blur that costs less than
+# that. Nor does it save memory, since the blur keeps nothing for its gradient (`_SelfAdjointBlur`).
+# It would have won over a blur left to autograd, which is why it was invented. So the network uses
+# the 4x4 kernel and a separate blur, and the plain form where the whole batch has few pixels: for
+# single images at low resolutions, for instance.
+FEW_PIXELS = 2048             # of the whole batch, at the larger of a layer's two resolutions
 
 
 def shifted_copies_matrix(blur):
@@ -270,11 +287,16 @@ class EqualizedConv2d(torch.nn.Module):
 
     def forward(self, x):
         weight = self.weight * self.weight_scale
+        if self.resample is None:
+            return F.conv2d(x, weight, self.bias, padding=weight.shape[2] // 2)
+        pixels = x.shape[0] * x.shape[2] * x.shape[3] * (4 if self.resample == "up" else 1)
         if self.resample == "up":
-            return upsample_conv_blur(x, weight, self.matrix) + self.bias[:, None, None]
-        if self.resample == "down":
-            return blur_conv_downsample(x, weight, self.matrix) + self.bias[:, None, None]
-        return F.conv2d(x, weight, self.bias, padding=weight.shape[2] // 2)
+            x = (upsample_conv_blur_plain(x, weight) if pixels < FEW_PIXELS
+                 else upsample_conv_blur(x, weight, self.matrix))
+        else:
+            x = (blur_conv_downsample_plain(x, weight) if pixels < FEW_PIXELS
+                 else blur_conv_downsample(x, weight, self.matrix))
+        return x + self.bias[:, None, None]
 
 
 # ---- 3. What makes a style -------------------------------------------------------------------
@@ -359,8 +381,8 @@ class AdaIN(torch.nn.Module):
 def spatial_mean(x):
     """[N, C, H, W] -> [N, C, 1, 1], the mean over all pixels of a channel.
 
-    Written as a matrix product: in channels_last, x is already a matrix [H*W, C] per image, and
-    forward and backward together are about twice as fast on a CPU as x.mean(dim=(2, 3)).
+    Written as a matrix product: in channels_last, x is already a matrix [H*W, C] per image. AdaIN
+    was 1.5 to 6 times as fast with it as with x.mean(dim=(2, 3)), backward included, from 16 px on.
     """
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)                           # [N, H*W, C]
     weights = pixels.new_full((1, 1, pixels.shape[1]), 1 / pixels.shape[1])

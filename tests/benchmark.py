@@ -64,4 +64,5 @@ def layer_forms(name, channel_base, channel_max, batch):
 
 if __name__ == "__main__":
     layer_forms("paper widths", 8192, 512, 4)
+    layer_forms("paper widths", 8192, 512, 16)
     layer_forms("widths of the default run", 512, 64, 32)

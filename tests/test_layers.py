@@ -179,8 +179,10 @@ def test_without_the_odd_reflection_the_border_is_wrong():
 
 
 @pytest.mark.parametrize("resample", [None, "up", "down"])
-def test_equalized_conv_is_a_scaled_conv_also_when_it_resamples(resample):
+@pytest.mark.parametrize("few_pixels", [0, 10 ** 9])
+def test_equalized_conv_is_a_scaled_conv_also_when_it_resamples(resample, few_pixels, monkeypatch):
     """Lesson: fan_in is 9 C_in whatever kernel computes it, and the bias comes last."""
+    monkeypatch.setattr(layers, "FEW_PIXELS", few_pixels)      # one form or the other
     layer = layers.EqualizedConv2d(20, 30, resample=resample).double()
     layer.bias.data.normal_()
     assert layer.weight.std().item() == pytest.approx(1, rel=0.05)

@@ -241,6 +241,16 @@ def test_every_situation_has_a_complete_set_of_options():
         0.001, 0.0015, 0.002, 0.003, 0.003]
 
 
+def test_a_larger_resolution_gets_the_images_it_needs():
+    """Lesson: --resolution 512 alone must not end at 128 px."""
+    for r in (64, 512):
+        o, _ = train.complete_options({"data": "x", "resolution": r}, torch.device("cpu"))
+        names = ("initial_resolution", "resolution", "fade_kimg", "stabilize_kimg", "total_kimg")
+        assert train.plan_stages(*(o[name] for name in names))[-1].resolution == r
+    o, _ = train.complete_options({"data": "x", "total_kimg": 5.0}, torch.device("cpu"))
+    assert o["total_kimg"] == 5                                # what was typed stands
+
+
 # ---- 3. the program ----
 
 
