@@ -2,7 +2,7 @@
 
 Read before: train.py, which asks for all of this.     Read next: stylegan_models.py
 Paper:   Karras et al. 2019 (arXiv 1812.04948): section 3.1 (style mixing); the fading of the
-         pictures: Karras et al. 2018, "ProGAN" (arXiv 1710.10196), appendix A.
+         pictures: Karras et al. 2018, "ProGAN" (arXiv 1710.10196), figure 2.
 Needs:   torch, numpy, Pillow. Importing this file reads no file, no argv, no clock.
 Letters: N images in the batch; K styles; L style layers; R rows = columns of pixels.
 
@@ -12,16 +12,18 @@ Letters: N images in the batch; K styles; L style layers; R rows = columns of pi
   4. the loader         batches of pictures, their flips, and the fade of a growing network
   5. the StyleMixer     which layer takes its style from which z
 
-One idea runs through 4 and 5: a loader keeps no state. Sample number 1,234,567 of a run is a pure
-function of (seed, 1,234,567): which picture, flipped or not, which mix of styles. So a run that
-goes on after an interruption needs to know only how many samples it has used, and gets the same
-ones that it would have got: no worker's random state has to be saved, and none can be lost.
+One idea runs through 4 and 5: a loader keeps no state. What sample number 1,234,567 of a run is
+(which picture, flipped or not, which mix of styles) is computed from the seed and this number
+alone, for a given list of pictures and a given shape of network. So a run that goes on after an
+interruption needs to know only how many samples it has used, and gets the same ones that it would
+have got: no worker's random state has to be saved, and none can be lost.
 """
 
 import functools
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 import random
@@ -72,8 +74,8 @@ PAINTED_FACES = 10_000        # of them make the default data set
 def paint_face(number, resolution, seed=0):
     """Face `number` of the endless series `seed`, as an RGB picture of resolution x resolution.
 
-    The face is painted at twice the size at least (256 px at least) and averaged down, which is
-    what smooths its edges. About 0.4 ms each at 32 px.
+    The face is painted at twice the size or more (256 px or more) and averaged down, which is what
+    smooths its edges. 0.35 ms each at 32 px on one core (measured).
     Proved: tests/test_dataloader.py::test_painted_faces_are_repeatable_and_no_two_alike
     """
     draw_number = random.Random(f"face {seed} {number}").random
@@ -107,7 +109,7 @@ def paint_face(number, resolution, seed=0):
     glasses, collar = draw_number() < 0.26, draw_number() < 0.5
 
     # A small brush set in units of the picture, y downwards.
-    size = max(256, 2 * resolution)
+    size = resolution * max(2, math.ceil(256 / resolution))
     image = Image.new("RGB", (1, 2), mix(wall, WHITE, 0.25))
     image.putpixel((0, 1), mix(wall, BLACK, 0.12))
     image = image.resize((size, size), Image.Resampling.BILINEAR)          # light from above
@@ -242,8 +244,11 @@ def find_pictures(path):
         stamp = _digest([(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats)])
         source = Source("folder", str(path), names, stamp)
     elif path.is_file() and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if _is_picture(pathlib.Path(m.filename))]
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = [m for m in archive.infolist() if _is_picture(pathlib.Path(m.filename))]
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{path}: a damaged .zip ({error})") from None
         members = sorted(members, key=lambda m: m.filename)
         stamp = _digest([(m.filename, m.file_size, m.CRC) for m in members])
         source = Source("zip", str(path), [m.filename for m in members], stamp)
@@ -314,21 +319,24 @@ def read_picture(source, number, resolution):
     image = to_rgb(image)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Lanczos looks at all pixels that fall into a new one (a plain bicubic lookup would skip most
-    # of a large photo and turn fine texture into false patterns).
+    # Pillow widens a filter as it shrinks a picture, so that every pixel counts. (Looking up a few
+    # pixels around each new one, as torch's interpolate does by default, would skip most of a large
+    # photo and turn fine texture into false patterns.)
     image = image.resize((resolution, resolution), Image.Resampling.LANCZOS,
                          box=(left, top, left + side, top + side))
     return np.asarray(image)
 
 
 def halve(pixels):
-    """uint8 [R, R, 3] -> [R/2, R/2, 3], the mean of every 2x2 pixels.
+    """float [R, R, 3] -> [R/2, R/2, 3], the mean of every 2x2 pixels.
 
     The same filter that the networks use to go down (`F.avg_pool2d`), so that a picture from the
-    packed cache at R/2 is what a picture at R becomes when it is faded (`fade_reals`).
+    packed cache at R/2 is what a picture at R becomes when it is faded (`fade_reals`), but for the
+    rounding to bytes.
+    Proved: tests/test_dataloader.py::test_the_levels_are_what_the_networks_would_make_of_them
     """
     r = pixels.shape[0] // 2
-    return pixels.reshape(r, 2, r, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+    return pixels.reshape(r, 2, r, 2, 3).mean(axis=(1, 3))
 
 
 # ---- 3. The packed cache ---------------------------------------------------------------------
@@ -339,22 +347,25 @@ def halve(pixels):
 # that later runs map into memory: the operating system then reads what is used, keeps what is used
 # often, and all loader processes share it.
 #
-# [MACHINE] Disk: n * 4 * R^2 bytes, 2 GB per 10,000 pictures at 256 px, 42 GB at 1024 px (FFHQ,
+# [MACHINE] Disk: n * 4 * R^2 bytes, 2.6 GB per 10,000 pictures at 256 px, 42 GB at 1024 px (FFHQ,
 #           70,000 at 1024 px: 294 GB). If the largest level does not fit, it is left out and the
 #           originals are decoded while training, which needs cores: --workers. --cache elsewhere.
 
 
 def pack_pictures(source, resolution, cache="cache", workers=1, max_bad=1.0,
-                  allow_upsampling=False, report=print, free_bytes=None):
+                  allow_upsampling=False, report=print, progress=None, free_bytes=None):
     """Make, or find, the packed cache of a source up to `resolution`. Returns its folder.
 
     max_bad          percent of damaged pictures that is tolerated.
     allow_upsampling use pictures smaller than the resolution, enlarged; else they are left out.
-    report           is called with lines for the user.   free_bytes: of the disk; None: ask it.
+    report           is called with lines for the user.
+    progress         makes a progress bar, as tqdm: progress(total=, desc=), or None.
+    free_bytes       of the disk; None: ask it.
 
     How:    everything is written to a folder of another name, which is renamed when it is
-            complete. So a folder with the right name is a whole cache. Its index.json holds a
-            fingerprint of the pictures and options; another fingerprint means: build it again.
+            complete; so a folder with the right name is a whole cache. The name ends in a
+            fingerprint of the pictures and options: when these change, another cache is made. The
+            old one is left, since a run may be using it, and named as one that can be deleted.
     Errors: DataError: no room on the disk, too many damaged pictures, none left.
     Proved: tests/test_dataloader.py::test_the_cache_is_rebuilt_when_files_or_options_change,
             ::test_an_interrupted_cache_is_built_again, ::test_the_disk_is_checked_before_writing
@@ -362,27 +373,28 @@ def pack_pictures(source, resolution, cache="cache", workers=1, max_bad=1.0,
     cache = pathlib.Path(cache)
     where = source.path if source.kind == "painted" else str(pathlib.Path(source.path).resolve())
     stem = pathlib.Path(where).stem or "pictures"
-    folder = cache / f"{stem}-{resolution}px-{_digest(where)[:8]}"
-    fingerprint = _digest([1, source.stamp, resolution, allow_upsampling])
+    fingerprint = _digest([1, where, source.stamp, resolution, allow_upsampling])
+    folder = cache / f"{stem}-{resolution}px-{fingerprint[:12]}"
 
     index = _read_index(folder)
-    if index is None or index["fingerprint"] != fingerprint:
-        if index is not None:
-            report(f"{folder}: the pictures or options have changed; packing them again.")
-        _build(source, resolution, folder, fingerprint, workers, allow_upsampling, report,
+    if index is None:
+        for other in cache.glob(f"*-{resolution}px-*"):
+            if (_read_index(other) or {}).get("source") == where:
+                report(f"the pictures or options have changed since {other} was packed; it can be "
+                       f"deleted if no run uses it")
+        _build(source, where, resolution, folder, workers, allow_upsampling, report, progress,
                free_bytes)
         index = _read_index(folder)
 
     total, bad, small = len(source.names), index["damaged"], index["small"]
     if small:
         shown = ", ".join(name for name, _ in small[:3]) + (", ..." if len(small) > 3 else "")
-        shown = shown.encode("utf-8", "replace").decode()      # a name need not be valid text
         what = "enlarged" if allow_upsampling else "left out (--allow-upsampling enlarges them)"
         report(f"{len(small)} of {total} pictures are smaller than {resolution}x{resolution} "
                f"and were {what}: {shown}")
     if bad:
         for name, reason in bad[:10]:
-            report(f"damaged, skipped: {name.encode('utf-8', 'replace').decode()} ({reason})")
+            report(f"damaged, skipped: {name} ({reason})")
         if len(bad) > 10:
             report(f"... and {len(bad) - 10} more")
     if small or bad:
@@ -406,7 +418,8 @@ def _read_index(folder):
         return None
 
 
-def _build(source, resolution, folder, fingerprint, workers, allow_upsampling, report, free_bytes):
+def _build(source, where, resolution, folder, workers, allow_upsampling, report, progress,
+           free_bytes):
     folder.parent.mkdir(parents=True, exist_ok=True)
     # What a killed build left behind (a living one touches its folder all the time).
     for leftover in folder.parent.glob("*.partial-*"):
@@ -419,7 +432,8 @@ def _build(source, resolution, folder, fingerprint, workers, allow_upsampling, r
         usable = list(range(len(source.names)))
     else:
         for number, side, reason in in_parallel(functools.partial(_measure, source),
-                                                range(len(source.names)), workers, "looking"):
+                                                range(len(source.names)), workers, progress,
+                                                "looking"):
             if reason:
                 damaged.append((source.names[number], reason))
             elif side < resolution:
@@ -455,7 +469,7 @@ def _build(source, resolution, folder, fingerprint, workers, allow_upsampling, r
                     os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         rows = []
         pack = functools.partial(_pack, source, usable, resolution, levels, str(partial))
-        for row, reason in in_parallel(pack, range(len(usable)), workers, "packing"):
+        for row, reason in in_parallel(pack, range(len(usable)), workers, progress, "packing"):
             if reason:
                 damaged.append((source.names[usable[row]], reason))
             else:
@@ -467,10 +481,10 @@ def _build(source, resolution, folder, fingerprint, workers, allow_upsampling, r
         (partial / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8",
                                             errors="replace")
         (partial / "index.json").write_text(json.dumps({
-            "fingerprint": fingerprint, "levels": levels, "resolution": resolution, "rows": rows,
+            "source": where, "levels": levels, "resolution": resolution, "rows": rows,
             "numbers": [usable[row] for row in rows], "damaged": damaged, "small": small}))
         _open_level.cache_clear()                              # Windows renames no open files
-        if folder.exists():
+        if folder.exists():                                    # incomplete, or another run's, whole
             shutil.rmtree(folder)
         os.replace(partial, folder)
     finally:
@@ -491,10 +505,10 @@ def _pack(source, usable, resolution, levels, folder, row):
         pixels = read_picture(source, usable[row], resolution)
     except Exception as error:
         return row, _reason(error)
-    r = resolution
+    r, pixels = resolution, pixels.astype(np.float32)
     while r >= 4:
         if r in levels:
-            _open_level(folder, r, "r+")[row] = pixels
+            _open_level(folder, r, "r+")[row] = pixels.round()
         pixels, r = halve(pixels), r // 2
     return row, ""
 
@@ -531,17 +545,18 @@ class _Calls(Dataset):
         return self.function(self.items[i])
 
 
-def in_parallel(function, items, workers, title):
-    """Yield function(item) for each item, in order, computed by `workers` processes; with a bar."""
-    from tqdm import tqdm
+def in_parallel(function, items, workers, progress, title):
+    """Yield function(item) for each item, in order, computed by `workers` processes."""
     workers = workers if len(items) > 64 else 0                # a process takes seconds to start
     calls = DataLoader(_Calls(function, items), batch_size=32, num_workers=workers,
                        collate_fn=_as_it_is, worker_init_fn=_quiet_worker)
-    with tqdm(total=len(items), desc=title, unit=" pictures", leave=False,
-              disable=None) as bar:                            # None: no bar where no one looks
-        for results in calls:
-            yield from results
+    bar = progress(total=len(items), desc=title) if progress else None
+    for results in calls:
+        yield from results
+        if bar is not None:
             bar.update(len(results))
+    if bar is not None:
+        bar.close()
 
 
 def _as_it_is(items):
@@ -549,9 +564,11 @@ def _as_it_is(items):
 
 
 def _quiet_worker(worker_id):
-    # Ctrl-C reaches every process of a terminal. The main one decides what happens; workers that
-    # died first would turn a clean stop into an error.
+    # Ctrl-C reaches every process of a terminal, and a batch system sends SIGTERM to all of a job.
+    # The main process decides what happens; workers that died first would turn a clean stop into
+    # an error. They end when it does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 # ---- 4. The loader ---------------------------------------------------------------------------
@@ -563,8 +580,8 @@ class PictureDataset(Dataset):
     Why:    mirroring doubles the data for free where left and right mean the same (faces: yes;
             text or city scenes: --no-flip).
     Shapes: a list of N sample numbers -> uint8 tensor [N, R, R, 3].
-    How:    sample i is place i mod n of epoch i // n; an epoch's order and its flips are drawn
-            from (seed, epoch) alone. See the top of this file for why.
+    How:    with n pictures, sample i is place i mod n of epoch i // n; an epoch's order and its
+            flips are drawn from (seed, epoch). See the top of this file for why.
     Proved: tests/test_dataloader.py::test_an_epoch_shows_every_picture_once
     """
 
@@ -616,7 +633,7 @@ def picture_loader(dataset, batch_size, start=0, workers=0, pin_memory=False):
 
 def to_images(pixels, device="cpu"):
     """uint8 [N, R, R, 3] -> float [N, 3, R, R] in [-1, 1] on the device, in channels_last."""
-    pixels = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)      # bytes travel, not floats
+    pixels = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)    # bytes travel, not floats
     return pixels.float() / 127.5 - 1
 
 
@@ -631,8 +648,8 @@ def fade_reals(images, alpha):
 
     Why:    at alpha = 0 G's picture is an enlarged one of half the resolution; were the real ones
             sharp, D would only have to look for sharpness.
-    Paper:  ProGAN appendix A. Averaged 2x2, enlarged by nearest neighbour (as G enlarges its old
-            picture), blended: alpha * sharp + (1 - alpha) * coarse.
+    Paper:  ProGAN, caption of figure 2. Averaged 2x2, enlarged by nearest neighbour (as G enlarges
+            its old picture), blended: alpha * sharp + (1 - alpha) * coarse.
     Shapes: images [N, 3, R, R] -> the same.
     Proved: tests/test_dataloader.py::test_faded_reals_go_from_coarse_to_sharp
     """
@@ -651,8 +668,8 @@ def fade_reals(images, alpha):
 # what it is told itself; coarse layers learn to decide pose and shape, fine ones colour, and at
 # the end you can give one face the colours of another.
 #
-# The mixer's output for an image is a row of L numbers: which of its K drawn z each layer uses.
-# With L = 8 layers and K = 2:
+# The mixer's output for an image is a row of L numbers: which of its K drawn z each layer uses,
+# z and layers counted from 0. With L = 8 layers and K = 2:
 #
 #     0 0 0 1 1 1 1 1      the style was swapped in front of layer 3
 #     0 1 1 1 1 1 1 1      ... in front of layer 1, the earliest place
@@ -663,16 +680,18 @@ def fade_reals(images, alpha):
 #     0 0 1 1 1 1 2 2
 #
 # So a row starts with 0, never falls, and rises by 1 at each place where styles are swapped. A
-# place is one of 1..L-1, all equally likely; K-1 different ones are drawn (all L-1, if there are
-# no more: at 4x4 there are two layers and one place).
+# place is one of 1..L-1, all equally likely; K-1 different ones are drawn. (If K-1 is more than
+# there are, every place is a swap: at 4x4, with two layers and one place, no more than two styles.)
 
 
 class StyleMixer(DataLoader):
     """A DataLoader of style rows: yields long tensors [batch_size, num_layers], without end.
 
-    Why:    see above. Paper: section 3.1, probability 0.9, two styles; more is our extension.
-    Use:    z = torch.randn(N, styles, latent_dim); G(z, style_index=row) with rows from here.
-    State:  none: sample number i is a function of (seed, i); `start` is the first one.
+    Why:    see above. Paper: section 3.1, probability 0.9, two styles.
+    Use:    z = torch.randn(N, styles, latent_dim); G(z, style_index=rows) with rows from here.
+    State:  none: row number i is a function of (seed, num_layers, i); `start` is the first one.
+    Differs: any number of styles; and every image draws its own place, where the official code
+            draws one for the whole batch.
     Errors: ValueError unless styles >= 1, num_layers >= 2 and 0 <= probability <= 1.
     Proved: tests/test_dataloader.py::test_style_mixer_rows_can_be_predicted
     """

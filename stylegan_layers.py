@@ -75,7 +75,7 @@ class EqualizedLinear(torch.nn.Module):
 # The generator doubles the resolution in front of a convolution and the discriminator halves it
 # behind one, and both smooth with a [1, 2, 1] blur where they do (StyleGAN section 2.1, after Zhang
 # 2019: without the blur, detail finer than the coarser grid can hold turns into false patterns).
-# Read literally, that is three operations a time:
+# Read literally, that is three operations each time:
 #
 #     up:    nearest-neighbour x2  ->  3x3 convolution  ->  blur
 #     down:  blur  ->  3x3 convolution  ->  average of every 2x2 pixels
@@ -89,17 +89,18 @@ class EqualizedLinear(torch.nn.Module):
 #       y[2i]   = a x[2i-1] + b x[2i] + c x[2i+1]
 #       y[2i+1] =             a x[2i] + b x[2i+1] + c x[2i+2]
 #       average = 1/2 (a x[2i-1] + (a+b) x[2i] + (b+c) x[2i+1] + c x[2i+2])
-#   : one convolution with stride 2 and the kernel (a, a+b, b+c, c) / 2, the sum of two copies of
-#   (a b c) shifted by one pixel. In two dimensions: four copies of the 3x3 kernel, shifted by
-#   (0,0), (0,1), (1,0), (1,1), summed and divided by 4, a 4x4 kernel. The plain way multiplies
-#   9 times per full-size pixel, this one 16 times per half-size pixel: 4 per full-size pixel.
+#   which is one convolution with stride 2 and the kernel (a, a+b, b+c, c) / 2, the sum of two
+#   copies of (a b c) shifted by one pixel. In two dimensions: four copies of the 3x3 kernel,
+#   shifted by (0,0), (0,1), (1,0), (1,1), summed and divided by 4, a 4x4 kernel. The plain way
+#   multiplies 9 times per full-size pixel, this one 16 times per pixel of the half-size result,
+#   which is 4 times per full-size pixel.
 #
 # Step 2. Nearest x2 + convolution is step 1 run backwards. Each low-resolution pixel is copied to
 #   2x2 places and each copy is spread by the 3x3 kernel: together a stamp of 4x4, the four shifted
 #   copies summed again, set down every 2 pixels. That is what a transposed convolution with stride
 #   2 does. (It writes with its kernel where a convolution reads with it, so the kernel must be
-#   turned by 180 degrees to mean the same thing. The official weights at 128 px and above are
-#   stored turned, for this reason.) 16 multiplications per input pixel instead of 36.
+#   turned by 180 degrees to mean the same thing. The official weights of these layers are stored
+#   turned at 128 px and above, for this reason.) 16 multiplications per input pixel instead of 36.
 #
 # Step 3. The blur is a convolution too, so the 4x4 kernel can be blurred once instead of every
 #   image: a 6x6 kernel. This is where earlier code goes wrong at the border. The plain way stops
@@ -133,20 +134,22 @@ class EqualizedLinear(torch.nn.Module):
 #     up    128 px      153     63    140          686    313    725         9.8    4.5    9.6
 #     down  128 px      431    145    316         1901    876   1899        47.4   16.0   30.8
 #
-# The 4x4 kernel wins by 1.3 to 3 times as soon as there are enough pixels to pay for merging it.
+# The 4x4 kernel wins by 1.2 to 3 times as soon as there are enough pixels to pay for merging it.
 # The 6x6 kernel never wins: 36 multiplications instead of 16, to save a blur that costs less than
-# that. Nor does it save memory, since the blur keeps nothing for its gradient (`_SelfAdjointBlur`).
-# It would have won over a blur left to autograd, which is why it was invented. So the network uses
-# the 4x4 kernel and a separate blur, and the plain form where the whole batch has few pixels: for
-# single images at low resolutions, for instance.
+# that. Nor does it need less memory, since the blur keeps nothing for its gradient; proved:
+# tests/test_layers.py::test_the_merged_form_keeps_no_less_memory. So the network uses the 4x4
+# kernel and a separate blur, and the plain form where the whole batch has few pixels: for single
+# images at low resolutions, for instance.
+#
+# [MACHINE] measured on the CPU above and used everywhere; a GPU may prefer another number.
 FEW_PIXELS = 2048             # of the whole batch, at the larger of a layer's two resolutions
 
 
 def shifted_copies_matrix(blur):
     """The 3x3 -> 4x4 (or, blurred, 6x6) kernel change as a matrix, since it is linear.
 
-    Why:    a product [O*I, 9] @ [9, 16] builds the kernels of a layer about three times faster
-            than adding four slices of a padded copy, backwards too, when O and I are 512.
+    Why:    a product [O*I, 9] @ [9, 16] builds the kernels of a layer five times faster than
+            adding slices of a padded copy, backward included (tests/benchmark.py).
     Shapes: -> [9, 16], or [9, 36] with the [1,2,1] x [1,2,1] / 16 blur folded in.
     Proved: tests/test_layers.py::test_summed_kernel_is_four_shifted_copies
     """
@@ -177,7 +180,7 @@ class _SelfAdjointBlur(torch.autograd.Function):
     and so are its zeros beyond the border, so blurring the gradient is all there is to do, and
     doing it again is the second derivative that R1 needs. Autograd does not know that and takes
     the general road (a transposed depthwise convolution and, for R1, worse): blur and R1 together
-    took 5.7 times as long at [32, 32, 32, 32], and 1.8 to 6.4 times at five other sizes.
+    took 9 times as long at [32, 32, 32, 32] (tests/benchmark.py).
     """
 
     @staticmethod
@@ -258,13 +261,13 @@ class EqualizedConv2d(torch.nn.Module):
     """A convolution with equalized weights that can also double or halve the resolution.
 
     Why:    equalized weights as in `EqualizedLinear`; resampling as in "Blur-in-conv" above.
-    Paper:  ProGAN section 4.1; StyleGAN section 2 (the blur); appendix C.
+    Paper:  ProGAN section 4.1; StyleGAN section 2.1 (the blur).
     Shapes: x [N, I, H, W] -> [N, O, H, W], or [N, O, 2H, 2W] with resample="up", or
             [N, O, H/2, W/2] with "down"; weight [O, I, k, k], bias [O].
     Units:  weight is stored N(0, 1) and used times gain / sqrt(k*k*I). k is the side of the STORED
             kernel, also when resampling: the merged kernel is a way to compute the same thing.
             bias starts at 0 and is added last, so after the blur. (Added before, the zeros beyond
-            the border would darken it along all edges.)
+            the border would weaken it along all edges.)
     Errors: ValueError for an unknown `resample`, or resampling with a kernel that is not 3x3.
     Proved: tests/test_layers.py::test_equalized_conv_is_a_scaled_conv_also_when_it_resamples
     """
@@ -351,7 +354,7 @@ class NoiseInput(torch.nn.Module):
             noise = self.const.to(x.dtype)
         else:
             raise ValueError(f'noise_mode must be "random", "const" or "none", got {mode!r}')
-        return torch.addcmul(x, noise, self.strength[:, None, None])       # [N or 1,1,R,R] * [C,1,1]
+        return torch.addcmul(x, noise, self.strength[:, None, None])   # [N or 1,1,R,R] * [C,1,1]
 
 
 class AdaIN(torch.nn.Module):
@@ -382,7 +385,7 @@ def spatial_mean(x):
     """[N, C, H, W] -> [N, C, 1, 1], the mean over all pixels of a channel.
 
     Written as a matrix product: in channels_last, x is already a matrix [H*W, C] per image. AdaIN
-    was 1.5 to 6 times as fast with it as with x.mean(dim=(2, 3)), backward included, from 16 px on.
+    was twice as fast with it at [32, 32, 32, 32], backward included (tests/benchmark.py).
     """
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)                           # [N, H*W, C]
     weights = pixels.new_full((1, 1, pixels.shape[1]), 1 / pixels.shape[1])
@@ -415,8 +418,9 @@ class MinibatchStddev(torch.nn.Module):
     Paper:  ProGAN section 3.
     Shapes: x [N, C, H, W] -> [N, C+1, H, W]; the new channel is last and has one value per group.
     Units:  image i belongs to group i mod M with M = ceil(N / 4): groups of 4 where N allows, as
-            the official code (which stops with an error where N is no multiple of the group), and
-            of 3 to 4, or of all N, where it does not. A group of one has spread sqrt(1e-8).
+            the official code (which stops with an error where N is no multiple of 4), groups of 2
+            to 4 or all N where it does not. ProGAN's paper compares the whole batch. A lone image
+            has spread sqrt(1e-8).
     Proved: tests/test_layers.py::test_minibatch_stddev_against_a_loop_for_every_batch_size
     """
 

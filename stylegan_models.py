@@ -13,7 +13,7 @@ Letters: N images in the batch; K styles mixed in one image; L style layers; S s
                    | style mixing, truncation             |
               ws [N, L, S]                           block 4: how varied is the batch?
                    | synthesis: blocks 4, 8, ... R        |
-                   | to_rgb                          score [N, 1]: real above, fake below
+                   | to_rgb                          score [N, 1]: high: looks real
               images [N, 3, R, R]
 
 A block is named by its resolution, never counted from the top: `synthesis.blocks.64.conv0.weight`
@@ -65,9 +65,10 @@ def channels_at(resolution, channel_base, channel_max):
 class MappingNetwork(torch.nn.Module):
     """z to w, a stack of fully connected layers.
 
-    Why:    z must be spread as the training data is not: all directions alike, no gaps. w is free
-            of that, so that one direction in it can mean one thing (section 4, "disentangled").
-    Paper:  section 2, figure 1b left; 8 layers, leaky ReLU after each, learning rate / 100.
+    Why:    z is normal by decree, equally dense in all directions and without gaps, while real
+            faces have gaps (few babies have beards). The mapping may bend that into a w in which
+            one direction can mean one thing (section 4, "disentangled", figure 6).
+    Paper:  section 2, figure 1b left; learning rate / 100: appendix C.
     Shapes: z [N, latent_dim] -> w [N, style_dim]; layers in between have mapping_dim features.
     Proved: tests/test_models.py::test_mapping_network_gives_the_official_w
     """
@@ -91,8 +92,8 @@ class SynthesisBlock(torch.nn.Module):
 
     Paper:  figure 1b right. Each layer: convolution (in the doubling one, then blur), noise and
             bias, leaky ReLU, AdaIN. In the 4x4 block the learned constant is the first convolution.
-    Shapes: x [N, in_channels, R/2, R/2], ws [N, 2, S] -> [N, out_channels, R, R]; x is not looked
-            at in the 4x4 block.
+    Shapes: x [N, in_channels, R/2, R/2], ws [N, 2, S] -> [N, out_channels, R, R]; x is None for
+            the 4x4 block.
     Differs: the bias is part of the convolution here, so it is added before the noise and not
             after. It is the same sum.
     """
@@ -262,7 +263,7 @@ class Discriminator(torch.nn.Module):
     Shapes: images [N, 3, R, R] -> [N, 1], for any R of 4..resolution: R picks the block to enter.
     Growing: the mirror of `SynthesisNetwork`: alpha * (through the new block) + (1 - alpha) *
             (image averaged 2x2, straight into the block below). Nothing above R is computed.
-    Units:  the score is the logit of "real"; the loss applies softplus to it (train.py, step 4).
+    Units:  the score is the logit of "real"; `discriminator_loss` in train.py applies softplus.
     Errors: ValueError for images that are not square or of a size without a block.
     Proved: tests/test_models.py::test_scores_equal_the_official_ones_at_every_lod
     """
@@ -378,8 +379,10 @@ def load_checkpoint(path):
                               f"this program reads \"stylegan\"")
     settings = checkpoint.get("settings")
     if not isinstance(settings, dict) or any(
-            not isinstance(settings.get(key), int) or settings[key] < 1 for key in SETTINGS):
-        raise CheckpointError(f"{path}: its settings are incomplete ({', '.join(SETTINGS)})")
+            not isinstance(settings.get(key), int) or settings[key] < 1 for key in SETTINGS) or (
+            settings["mapping_layers"] > 1000):
+        raise CheckpointError(f"{path}: its settings are incomplete or impossible "
+                              f"({', '.join(SETTINGS)})")
     if "generator_ema" not in checkpoint:
         raise CheckpointError(f"{path}: holds no generator_ema")
     # On the meta device a network has names and shapes but no memory, so a file that claims a

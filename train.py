@@ -1,7 +1,8 @@
 """train.py: train a StyleGAN.   (1st in the reading order)
 
-    python train.py                                        paints its own pictures, about 10 minutes
-                                                           on two CPU cores (README.md shows them)
+    python train.py                                        paints its own pictures; 10 minutes on
+                                                           two CPU cores (README.md shows them)
+    python train.py --resolution 8 --total-kimg 40         the same, only up to 8x8: 30 seconds
     python train.py --data photos/ --resolution 256        anybody's pictures
     python train.py --resume runs/00003-photos/checkpoint.pt
 
@@ -9,8 +10,11 @@ Read next: stylegan_dataloader.py, stylegan_models.py, stylegan_layers.py.
 Paper:   Karras et al. 2019, "A Style-Based Generator Architecture for GANs" (arXiv 1812.04948),
          appendix C; the progressive loop: Karras et al. 2018, "ProGAN" (arXiv 1710.10196),
          section 2 and appendix A; R1: Mescheder et al. 2018 (arXiv 1801.04406), section 4.1.
+Needs:   torch, torchvision, numpy, Pillow, tqdm, tensorboard; CPU, CUDA or MPS.
 Letters: N images in the batch; K styles mixed in one image; L style layers; R pixels a side.
          nimg counts the real images shown to D so far, kimg is 1000 of them: the clock of a run.
+         z: random numbers; w: what the mapping network makes of them, a style; w_avg: its running
+         mean. A style row says which of an image's K styles each layer uses (see StyleMixer).
 
 Two networks learn from each other. The generator G turns random numbers z into images. The
 discriminator D gives an image a score: high if it thinks it real, low if it thinks it made by G.
@@ -20,8 +24,8 @@ game begins with pictures of 4x4 pixels, where all is simple, and doubles them w
     4x4 ------> 8x8 fading in -> 8x8 ------> 16x16 fading in -> 16x16 -----> ...     (over kimg)
       stabilize       fade         stabilize        fade           stabilize
 
-The file has three parts: the formulas, one short function each; the options; and `main`, which
-is the training loop and is best read first.
+The file has three parts: the formulas, one short function each; the options; and the loop, `main`
+at the very end. Who wants to see the whole before the parts begins there.
 """
 
 import argparse
@@ -59,8 +63,8 @@ class Stage(NamedTuple):
 def plan_stages(initial_resolution, resolution, fade_kimg, stabilize_kimg, total_kimg):
     """The whole schedule: stabilize at the initial resolution, then fade and stabilize doublings.
 
-    Paper:  ProGAN appendix A: 600 kimg to fade, 600 to stabilize (there 800 each; the official
-            StyleGAN schedule says 600). The last stage lasts until total_kimg.
+    Paper:  ProGAN appendix A.1, with 600 + 600 kimg as in the official StyleGAN code instead of
+            800 + 800. The last stage lasts until total_kimg.
     Units:  fade_kimg and stabilize_kimg map a resolution to kimg, as `Table` does.
     Proved: tests/test_train.py::test_the_schedule_is_the_official_one
     """
@@ -88,6 +92,7 @@ def discriminator_loss(real_scores, fake_scores):
     Why:    the cross-entropy of "real or fake?" with the score as logit. softplus(s) is
             log(1 + e^s), which is -log sigmoid(-s) without overflow.
     Paper:  Goodfellow et al. 2014, equation 1; StyleGAN appendix C.
+    Proved: tests/test_train.py::test_losses_and_gradients_equal_the_official_ones
     """
     return F.softplus(-real_scores).mean() + F.softplus(fake_scores).mean()
 
@@ -98,7 +103,7 @@ def generator_loss(fake_scores):
     Why:    the honest opposite of D's loss, log(1 - sigmoid(D(fake))), is flat exactly where G is
             bad and needs a gradient most. This one has the same fixed point and is steep there.
     Paper:  Goodfellow et al. 2014, section 3.
-    Proved: tests/test_train.py::test_losses_and_gradients_equal_the_official_ones
+    Proved: tests/test_train.py::test_the_honest_loss_saturates_where_the_non_saturating_one_pulls
     """
     return F.softplus(-fake_scores).mean()
 
@@ -124,10 +129,11 @@ def r1_weight(r1_gamma, r1_interval, resolution, final_resolution):
 
     Three factors:
     - gamma / 2, as in the paper, with gamma = 10.
-    - interval: the penalty is costly (it doubles the work of D), so it may be computed in every
-      k-th step only, k times as strong: the same pull on average (StyleGAN2, appendix B).
-      StyleGAN2 also shrinks Adam's rates by k/(k+1), because it gives the penalty a step of its
-      own, k+1 steps instead of k; here it joins the step that is made anyway, so nothing changes.
+    - interval: a step with the penalty takes 1.4 times as long (measured, default run, 32 px), so
+      it may be computed in every k-th step only, k times as strong: the same pull on average
+      (StyleGAN2, appendix B). StyleGAN2 also shrinks Adam's rates by k/(k+1), because it gives
+      the penalty a step of its own, k+1 steps instead of k; here it joins the step that is made
+      anyway, so nothing changes.
     - (R / final R)^2: the official code feeds D pictures of the final size at all times, small
       ones enlarged. Every pixel is then copied to f*f places, f = final R / R, each with 1/f^2 of
       the pixel's gradient: the squares sum to 1/f^2 of the penalty at R. We compute at R.
@@ -153,6 +159,7 @@ def ema_beta(nimg, batch, halflife_kimg):
 @torch.no_grad()
 def update_ema(G_ema, G, beta):
     """G_ema <- beta G_ema + (1 - beta) G for the weights. Buffers (w_avg, the noise) are copied."""
+    # lerp_ on a whole list of tensors: on a GPU a few kernels instead of one for each of them.
     torch._foreach_lerp_(list(G_ema.parameters()), list(G.parameters()), 1 - beta)
     for averaged, current in zip(G_ema.buffers(), G.buffers()):
         averaged.copy_(current)
@@ -178,7 +185,7 @@ class Table(dict):
 
 
 def table_of(kind):
-    """A parser of `Table` texts for argparse, with numbers of type `kind`, all above 0 or 0."""
+    """A parser of `Table` texts for argparse, with numbers of type `kind`, none negative."""
     def parse(text):
         try:
             pairs = [part.split(":") for part in text.split(",")]
@@ -189,7 +196,7 @@ def table_of(kind):
             raise argparse.ArgumentTypeError(
                 f'{text!r} is neither a number nor a table like "4:128,8:64"') from None
         if any(value < 0 or not math.isfinite(value) for value in table.values()):
-            raise argparse.ArgumentTypeError(f"{text!r} has a value below 0")
+            raise argparse.ArgumentTypeError(f"{text!r} has a value below 0, or an infinite one")
         return table
     return parse
 
@@ -209,7 +216,7 @@ def at_least(low, kind=int, high=math.inf):
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not low <= value <= high:
+        if not low <= value <= high or not math.isfinite(value):
             limits = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
             raise argparse.ArgumentTypeError(f"{text} must be {limits}")
         return value
@@ -223,14 +230,14 @@ ALWAYS = dict(
 
 # ... and those that depend on what there is. Every value can be overridden on the command line.
 PRESETS = {
-    # [MACHINE] 2 CPU cores: 10 minutes, 1 GB of memory (measured). Found by trying: batch 16 was
-    #           clearly better than 32 in the same time, a rate of 0.003 than 0.002. The table of
-    #           gammas undoes the factor (R / final R)^2 of `r1_weight`: 3/2 at every resolution.
+    # [MACHINE] 2 CPU cores: 10 minutes, 0.9 GB of memory (measured). Found by trying: in the same
+    #           time, batch 16 gave clearly better faces than 32, and a rate of 0.003 with gamma 3
+    #           than 0.002 with gamma 1.
     "painted faces on a CPU": dict(
         resolution=32, channel_base=512, channel_max=64, latent_dim=64, style_dim=64,
         mapping_dim=64, mapping_layers=4, batch="4:32,8:16", learning_rate="0.003",
-        r1_gamma="4:192,8:48,16:12,32:3", r1_interval=8, fade_kimg="15",
-        stabilize_kimg="4:20,8:25", total_kimg=200.0, ema_halflife_kimg=5.0, tick_kimg=5.0,
+        r1_gamma="3", r1_interval=8, fade_kimg="15",
+        stabilize_kimg="4:20,8:25", total_kimg=190.0, ema_halflife_kimg=5.0, tick_kimg=5.0,
         samples_kimg=10.0, checkpoint_kimg=20.0, workers=0),
     # [MACHINE] 1 GPU with 4 GB or more (not measured).
     "painted faces on a GPU": dict(
@@ -239,14 +246,16 @@ PRESETS = {
         r1_gamma="3", r1_interval=8, fade_kimg="80", stabilize_kimg="80",
         total_kimg=1500.0, ema_halflife_kimg=10.0, tick_kimg=20.0, samples_kimg=50.0,
         checkpoint_kimg=200.0, workers=2),
-    # The widths of the default, so that it is possible at all; a small experiment, not the paper.
+    # [MACHINE] The widths of the default, so that a CPU can do it at all: an experiment, not the
+    #           paper. 2 cores at 64 px: about an hour (estimated from its measured speeds).
     "your pictures on a CPU": dict(
         resolution=64, channel_base=1024, channel_max=64, latent_dim=64, style_dim=64,
         mapping_dim=64, mapping_layers=4, batch="4:32,8:16", learning_rate="0.003",
-        r1_gamma="4:768,8:192,16:48,32:12,64:3", r1_interval=8, fade_kimg="20",
+        r1_gamma="3", r1_interval=8, fade_kimg="20",
         stabilize_kimg="4:20,8:30,16:40", total_kimg=400.0, ema_halflife_kimg=5.0,
         tick_kimg=5.0, samples_kimg=20.0, checkpoint_kimg=20.0, workers=0),
-    # The paper's setting: appendix C and the official training script, the table for one GPU.
+    # The paper's setting: appendix C and the official training script, its table for one GPU;
+    # except that it begins at 4 px and not at 8 (--initial-resolution 8).
     # [MACHINE] 1 GPU with 11 GB or more, as the official README asks for (not measured here).
     #           Less memory: --batch 4:64,64:16,128:8,256:4,512:2. With 8 GPUs the official batches
     #           are 4:512,8:256,16:128,32:64,64:32; its learning rates are the same for both.
@@ -268,7 +277,13 @@ class OneLineParser(argparse.ArgumentParser):
 
     def convert_arg_line_to_args(self, line):
         # `python train.py @photos.txt`: options in a file, any number on a line, # for comments.
-        return shlex.split(line, comments=True)
+        # A backslash stands for itself, as in C:\\photos.
+        words = shlex.shlex(re.sub(r"(^|\s)#.*", "", line), posix=True)
+        words.whitespace_split, words.escape, words.commenters = True, "", ""
+        try:
+            return list(words)
+        except ValueError as error:
+            self.error(f"{line.strip()!r}: {error}")
 
 
 def parse_args(argv=None):
@@ -299,7 +314,7 @@ def parse_args(argv=None):
                        help="processes that load pictures while training")
     group = parser.add_argument_group("schedule")
     group.add_argument("--initial-resolution", type=counts, metavar="R",
-                       help="where to begin (default 4; official run: 8)")
+                       help="where to begin (default 4; paper: 8)")
     group.add_argument("--fade-kimg", type=table_of(float), metavar="TABLE",
                        help="thousands of images to fade a block in (paper: 600)")
     group.add_argument("--stabilize-kimg", type=table_of(float), metavar="TABLE",
@@ -352,7 +367,7 @@ def fail(message, code=2):
 
 
 def pick_device(name=None):
-    """torch.device by name, or the best there is. Errors: ValueError if it is not to be had."""
+    """torch.device by name, or the best there is. Errors: ValueError if it is not available."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else (
             "mps" if torch.backends.mps.is_available() else "cpu")
@@ -370,9 +385,9 @@ def complete_options(typed, device, resumed=None):
     Returns (options, name of the situation).   Errors: ValueError, one sentence, what to type.
     """
     if resumed is not None:
-        situation, base = "as in the checkpoint", resumed
+        situation, base = "as in the checkpoint", {**ALWAYS, **resumed}
     else:
-        situation = ("your pictures" if typed.get("data") else "painted faces") + (
+        situation = ("your pictures" if "data" in typed else "painted faces") + (
             " on a CPU" if device.type == "cpu" else " on a GPU")
         base = {**ALWAYS, **PRESETS[situation]}
     options = {**base, **typed}
@@ -380,6 +395,8 @@ def complete_options(typed, device, resumed=None):
                        ("fade_kimg", float), ("stabilize_kimg", float)):
         if isinstance(options[name], str):
             options[name] = table_of(kind)(options[name])
+    if options["data"] == "":
+        raise ValueError("--data: an empty path")
     for name in ("resolution", "initial_resolution"):
         try:
             models.resolutions_up_to(options[name])
@@ -401,8 +418,8 @@ def complete_options(typed, device, resumed=None):
         options["total_kimg"] = max(options["total_kimg"], needed)
     for name in ("batch", "tick_kimg", "samples_kimg", "checkpoint_kimg", "total_kimg"):
         values = options[name].values() if isinstance(options[name], dict) else [options[name]]
-        if min(values) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be above 0")
+        if min(values) < (1 if name == "batch" else 0.001):
+            raise ValueError(f"--{name.replace('_', '-')} {show(options[name])} is too small")
     if resumed is not None:
         for name in models.SETTINGS:
             if options[name] != resumed[name]:
@@ -439,7 +456,6 @@ def training_step(G, D, G_opt, D_opt, reals, mixes, alpha, r1_factor, styles):
     Shapes: reals [N, 3, R, R] in [-1, 1]; mixes: two batches of style rows [N, L], one for each
             network's turn; styles: K, how many z an image is given to mix.
     Units:  r1_factor as `r1_weight` gives it, or None in the steps without the penalty.
-            An optimizer that is None changes nothing (a rehearsal, see `measure_speed`).
     Returns (means, bad): a tensor [6], the means that `LOGGED` names and 1 if R1 was computed;
             and whether anything was `not_finite`, a tensor too.
     """
@@ -461,8 +477,7 @@ def training_step(G, D, G_opt, D_opt, reals, mixes, alpha, r1_factor, styles):
     r1 = torch.zeros_like(d_loss) if r1_factor is None else r1_penalty(real_scores, reals)
     (d_loss + (r1_factor or 0.0) * r1).backward()
     bad = not_finite(D.parameters(), d_loss, r1)
-    if D_opt is not None:
-        D_opt.step()
+    D_opt.step()
 
     # ---- G: minimise softplus(-D(fake)) ----
     D.requires_grad_(False)                                    # spares D's weight gradients
@@ -470,8 +485,7 @@ def training_step(G, D, G_opt, D_opt, reals, mixes, alpha, r1_factor, styles):
     g_loss = generator_loss(D(fakes(mixes[1]), alpha))
     g_loss.backward()
     bad = bad | not_finite(G.parameters(), g_loss)
-    if G_opt is not None:
-        G_opt.step()
+    G_opt.step()
 
     computed = torch.full_like(d_loss, float(r1_factor is not None))
     return torch.stack([d_loss, g_loss, real_scores.mean(), fake_scores.mean(), r1,
@@ -491,39 +505,38 @@ def new_adam(network, device):
 
 
 def measure_speed(G, D, options, device, patience=20.0):
-    """{resolution: seconds an image}, from one rehearsed step at each resolution, on copies.
+    """{resolution: seconds an image}, from a few rehearsed steps at each resolution, on copies.
 
     Why:    a run of days should say so at its start, and should run out of memory now, not when it
-            reaches its last resolution. Nothing is learned, and no random number is used up.
-            A step longer than `patience` seconds ends the rehearsal: larger resolutions are then
-            guessed at 3 times the one below.
+            reaches its last resolution. The copies are thrown away. A step longer than `patience`
+            seconds ends the rehearsal: larger resolutions are then guessed at 3 times the one
+            below.
     """
     G, D = copy.deepcopy(G), copy.deepcopy(D)
+    G_opt, D_opt = new_adam(G, device), new_adam(D, device)
 
     def seconds_of_a_step(reals, mixes, factor):
         started = time.perf_counter()
-        sums, _ = training_step(G, D, None, None, reals, mixes, 1.0, factor,
-                                options["styles_to_mix"])
-        sums.tolist()                                          # waits for the GPU
+        means, _ = training_step(G, D, G_opt, D_opt, reals, mixes, 0.5, factor,
+                                 options["styles_to_mix"])     # mid-fade: costs a little more
+        means.tolist()                                         # waits for the GPU
         return time.perf_counter() - started
 
     speeds = {}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for r in models.resolutions_up_to(options["resolution"]):
-            if r < options["initial_resolution"]:
-                continue
-            n = options["batch"][r]
-            if speeds and max(speeds.values()) * n > patience:
-                speeds[r] = 3 * speeds[r // 2]
-                continue
-            reals = torch.rand(n, 3, r, r, device=device).to(memory_format=torch.channels_last)
-            mixes = [torch.zeros(n, models.num_style_layers(r), dtype=torch.long,
-                                 device=device)] * 2
-            step = functools.partial(seconds_of_a_step, reals, mixes)
-            with_r1, without = step(1.0), step(None)
-            if with_r1 < patience / 10:                        # the first step also warms up
-                with_r1, without = step(1.0), min(step(None), step(None))
-            speeds[r] = (without + (with_r1 - without) / options["r1_interval"]) / n
+    for r in models.resolutions_up_to(options["resolution"]):
+        if r < options["initial_resolution"]:
+            continue
+        n = options["batch"][r]
+        if speeds and max(speeds.values()) * n > patience:
+            speeds[r] = 3 * speeds[r // 2]
+            continue
+        reals = torch.rand(n, 3, r, r, device=device).to(memory_format=torch.channels_last)
+        mixes = [torch.zeros(n, models.num_style_layers(r), dtype=torch.long, device=device)] * 2
+        step = functools.partial(seconds_of_a_step, reals, mixes)
+        with_r1, without = step(1.0), step(None)
+        if with_r1 < patience / 10:                            # the first steps also warm up
+            with_r1, without = step(1.0), min(step(None), step(None))
+        speeds[r] = (without + (with_r1 - without) / options["r1_interval"]) / n
     return speeds
 
 
@@ -588,6 +601,12 @@ class StopRequest:
         self.signal = number
 
 
+def progress_bar(**options):
+    """A tqdm bar; silent where nobody looks, in a file or a pipe."""
+    from tqdm import tqdm                                      # slow to import, so not on top
+    return tqdm(disable=None, leave=False, **options)
+
+
 def is_new_or_empty(folder):
     return not folder.exists() or folder.is_dir() and not any(folder.iterdir())
 
@@ -636,7 +655,10 @@ def forget_later_lines(log, nimg):
 
 
 def peak_memory_mb(device):
-    """The most memory this process has held so far, of the GPU or of the computer, in MB."""
+    """The most memory this process has held so far, of the GPU or of the computer, in MB.
+
+    On MPS: what it holds now, since MPS keeps no record. On Windows without a GPU: None.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     if device.type == "mps":
@@ -655,7 +677,7 @@ def crossed(nimg, batch, kimg):
     return nimg // interval > (nimg - batch) // interval
 
 
-# What a checkpoint must hold beside the networks that pictures are made with, for a run to go on from it.
+# What a checkpoint must hold beside generator_ema for a run to go on from it.
 TO_RESUME = ("generator", "discriminator", "optimizer_g", "optimizer_d", "progress", "options",
              "rng", "samples")
 
@@ -670,6 +692,8 @@ def main(argv=None):
     checkpoint, nimg = None, 0
     try:
         device = pick_device(typed.pop("device", None))
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)                      # "cuda:1": also for random states
         if resume_path:
             checkpoint = models.load_checkpoint(resume_path)
             if any(key not in checkpoint for key in TO_RESUME):
@@ -678,10 +702,12 @@ def main(argv=None):
         if out and not is_new_or_empty(out):
             raise ValueError(f"--out {out}: exists and is not an empty folder")
         options, situation = complete_options(typed, device, checkpoint and checkpoint["options"])
+        for key in ("data", "cache"):                          # to be found from any folder
+            options[key] = options[key] and os.path.abspath(options[key])
         stages = plan_stages(options["initial_resolution"], options["resolution"],
                              options["fade_kimg"], options["stabilize_kimg"],
                              options["total_kimg"])
-        if nimg >= stages[-1].end:
+        if not stages or nimg >= stages[-1].end:
             raise ValueError(f"{resume_path}: has seen {nimg / 1000:g} kimg and is finished; "
                              f"a larger --total-kimg goes on")
         print(f"{situation}: " + command_line(options).removeprefix("python train.py "))
@@ -693,20 +719,27 @@ def main(argv=None):
         source = data.find_pictures(options["data"])
         packed = data.pack_pictures(source, options["resolution"], options["cache"],
                                     os.cpu_count() or 1, options["max_bad"],
-                                    options["allow_upsampling"])
+                                    options["allow_upsampling"], progress=progress_bar)
+        if checkpoint and checkpoint["progress"].get("pictures", source.stamp) != source.stamp:
+            print("note: the pictures are not those that the checkpoint was trained with; the run "
+                  "goes on with these")
     except (ValueError, OSError) as error:
         fail(error)
 
     # ---- 3. The networks, and everything that changes with them ----
     torch.manual_seed(options["seed"])
     settings = {name: options[name] for name in models.SETTINGS}
+    # channels_last: the C numbers of a pixel lie together in memory, instead of the pixels of a
+    # channel. It changes no result, but time: a step of the default run took 1.4 times as long
+    # without it (tests/benchmark.py).
     G = models.make_generator(settings).to(device, memory_format=torch.channels_last)
     D = models.make_discriminator(settings).to(device, memory_format=torch.channels_last)
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)
     G_opt, D_opt = new_adam(G, device), new_adam(D, device)
     samples = new_samples(options)
     progress = {"nimg": 0, "step": 0, "resolution": None, "phase": None, "alpha": 1.0,
-                "steps_since_tick": 0, "sums": torch.zeros(len(LOGGED) + 1)}
+                "steps_since_tick": 0, "sums": torch.zeros(len(LOGGED) + 1),
+                "pictures": source.stamp}
     if checkpoint:
         G.load_state_dict(checkpoint["generator"])
         D.load_state_dict(checkpoint["discriminator"])
@@ -723,16 +756,17 @@ def main(argv=None):
     try:
         speeds = measure_speed(G, D, options, device)
     except RuntimeError as error:
-        if "out of memory" not in str(error):
+        if not re.search("out of memory|not enough memory|allocate memory", str(error)):
             raise
         fail(f"{device} has not enough memory for --batch {show(options['batch'])}; try smaller "
              f"ones, for instance --batch 4:32,64:8,256:2")
-    print("measured, images/s: " + ", ".join(f"{1 / s:.3g} at {r} px" for r, s in speeds.items())
+    print("measured, images/s: " + ", ".join(f"{1 / s:.1f} at {r} px" for r, s in speeds.items())
           + f"; this run will take about {clock(seconds_left(nimg, stages, speeds))}")
-    if checkpoint:                                 # only now: nothing below draws numbers in vain
+    torch.manual_seed(options["seed"] + 1)         # as if there had been no rehearsal
+    if checkpoint:
         torch.set_rng_state(checkpoint["rng"]["cpu"])
-        if device.type == "cuda" and "cuda" in checkpoint["rng"]:
-            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], device)
+        if device.type in checkpoint["rng"] and device.type != "cpu":
+            getattr(torch, device.type).set_rng_state(checkpoint["rng"][device.type])
 
     # ---- 5. The run's folder ----
     name = pathlib.Path(options["data"]).resolve().stem if options["data"] else "faces"
@@ -746,11 +780,11 @@ def main(argv=None):
     print(f"{run}: samples/, log.jsonl, checkpoint.pt; curves: tensorboard --logdir {run.parent}",
           flush=True)
     from torch.utils.tensorboard import SummaryWriter          # slow to import, so not on top
-    from tqdm import tqdm
-    board = SummaryWriter(run, purge_step=nimg + 1)            # forget what came after it there, too
-    bar = tqdm(total=stages[-1].end / 1000, initial=nimg / 1000, mininterval=0.5, disable=None,
-               bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:g} kimg{postfix}")
-    finals = data.PictureDataset(packed, source, options["resolution"], options["seed"])
+    board = SummaryWriter(run, purge_step=nimg + 1)            # forget later curves, too
+    bar = progress_bar(total=stages[-1].end / 1000, initial=nimg / 1000, mininterval=0.5,
+                       bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:g} kimg{postfix}")
+    finals = data.PictureDataset(packed, source, options["resolution"], options["seed"],
+                                 flip=not options["no_flip"])
     grid = as_grid(data.to_images(finals.__getitems__(range(len(samples["z"])))),
                    samples["columns"])
     Image.fromarray(grid).save(run / "samples" / "reals.png")
@@ -807,11 +841,11 @@ def main(argv=None):
         # Only here does the CPU wait for the GPU. On a CPU, asking in every step costs nothing.
         if (tick or show_samples or keep or device.type == "cpu") and first_bad.isfinite():
             break
-        # The rest of the run at the rehearsed speeds, times how wrong these have been so far.
+        # The rest of the run at the speeds of step 4, times how wrong these have been so far.
         now, left = time.perf_counter(), seconds_left(nimg, stages, speeds)
         left = clock(left * (now - started) / (expected - left))
         rate = (nimg - nimg_at_tick) / (now - tick_started)
-        bar.set_postfix_str(f"{resolution} px, {rate:.3g} images/s, {left} left", refresh=False)
+        bar.set_postfix_str(f"{resolution} px, {rate:.1f} images/s, {left} left", refresh=False)
         bar.update(nimg / 1000 - bar.n)
         if tick:
             *means, r1_steps = sums.tolist()
@@ -829,7 +863,7 @@ def main(argv=None):
             bar.write(f"{nimg / 1000:8.1f} kimg  {resolution:4d} px {phase:9s} alpha {alpha:.2f}  "
                       f"loss D {line['loss_d']:.3f} G {line['loss_g']:.3f}  "
                       f"D(real) {line['d_real']:+.2f} D(fake) {line['d_fake']:+.2f}  "
-                      f"{rate:.3g} images/s, {left} left", file=sys.stdout)
+                      f"{rate:6.1f} images/s, {left} left", file=sys.stdout)
             sys.stdout.flush()
             sums, steps_since_tick = torch.zeros_like(sums), 0
             tick_started, nimg_at_tick = now, nimg
@@ -839,22 +873,22 @@ def main(argv=None):
             board.add_image("samples", grid, nimg, dataformats="HWC")
         if keep:
             rng = {"cpu": torch.get_rng_state()}
-            if device.type == "cuda":
-                rng["cuda"] = torch.cuda.get_rng_state(device)
+            if device.type != "cpu":
+                rng[device.type] = getattr(torch, device.type).get_rng_state()
             state = {
                 "settings": settings, "options": as_plain(options),
                 "generator": G.state_dict(), "generator_ema": G_ema.state_dict(),
                 "discriminator": D.state_dict(), "optimizer_g": G_opt.state_dict(),
                 "optimizer_d": D_opt.state_dict(), "rng": rng, "samples": samples,
                 "progress": {"nimg": nimg, "step": step, "resolution": resolution, "phase": phase,
-                             "alpha": alpha, "steps_since_tick": steps_since_tick, "sums": sums}}
+                             "alpha": alpha, "steps_since_tick": steps_since_tick, "sums": sums,
+                             "pictures": source.stamp}}
             try:
                 models.save_checkpoint(run / "checkpoint.pt", state)
                 if finished:
                     models.save_checkpoint(run / f"checkpoint-{resolution}.pt", state)
-            except OSError as error:
-                fail(f"cannot write a checkpoint ({error}); {run / 'checkpoint.pt'}, if there is "
-                     f"one, is the one before and whole", 1)
+            except (OSError, RuntimeError) as error:           # torch reports a full disk as either
+                fail(f"cannot write a checkpoint ({error}); the one before is whole", 1)
 
     # ---- 8. The end ----
     for number, handler in handlers.items():
@@ -862,12 +896,12 @@ def main(argv=None):
     bar.close()
     board.close()
     if first_bad.isfinite():
-        kept = run / "checkpoint.pt"
-        fail(f"step {int(first_bad)} ({nimg / 1000:g} kimg, {resolution} px {phase}, alpha "
-             f"{alpha:.2f}): a loss or a gradient is no longer finite. " +
-             (f"{kept} is from before that: resume it" if kept.exists() else "Start again") +
+        kept = run / "checkpoint.pt" if (run / "checkpoint.pt").exists() else resume_path
+        fail(f"step {int(first_bad)}: a loss or a gradient is no longer finite (noticed at step "
+             f"{step}, {nimg / 1000:g} kimg, {resolution} px {phase}, alpha {alpha:.2f}). " +
+             (f"{kept} is from before that: resume it" if kept else "Start again") +
              " with a smaller --learning-rate or a larger --r1-gamma.", 1)
-    if stopping:
+    if stopping and not last:
         print(f"stopped at {nimg / 1000:g} kimg; to go on: "
               f"python train.py --resume {run / 'checkpoint.pt'}")
         return 128 + stop.signal                               # 130 Ctrl-C, 143 SIGTERM, as a shell
@@ -876,6 +910,8 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):        # a file's name need not fit the terminal
+        stream.reconfigure(errors="backslashreplace")
     try:
         raise SystemExit(main())
     except KeyboardInterrupt:                      # before the loop, or the second Ctrl-C in it

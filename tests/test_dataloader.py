@@ -40,7 +40,7 @@ def test_painted_faces_are_repeatable_and_no_two_alike():
     assert len(set(faces)) == 500
     assert faces[7] == data.paint_face(7, 32).tobytes()
     assert faces[7] != data.paint_face(7, 32, seed=1).tobytes()
-    for resolution in (4, 64, 256):
+    for resolution in (4, 48, 64, 100, 256):
         assert data.paint_face(3, resolution).size == (resolution, resolution)
     # Small faces are the large ones averaged down: both were painted at 256 px.
     small, large = (np.asarray(data.paint_face(3, r), float) for r in (32, 64))
@@ -110,12 +110,12 @@ def test_the_central_square_is_cut_and_downsampling_is_antialiased(tmp_path):
     pixels = data.read_picture(data.find_pictures(tmp_path), 0, 8)
     assert (pixels[..., 2] > 200).all() and (pixels[..., 0] < 50).all()
     stripes = np.zeros((64, 64), np.uint8)
-    stripes[:, ::2] = 255                                                  # finer than 8 px can show
+    stripes[:, ::2] = 255                                      # finer than 8 px can show
     Image.fromarray(stripes).save(tmp_path / "wide.png")
     pixels = data.read_picture(data.find_pictures(tmp_path), 0, 8)
     assert np.abs(pixels.astype(int) - 127).max() < 8
     lookup = np.asarray(Image.fromarray(stripes).resize((8, 8), Image.Resampling.NEAREST))
-    assert np.abs(lookup.astype(int) - 127).min() > 100                    # control: no antialiasing
+    assert np.abs(lookup.astype(int) - 127).min() > 100        # control: no antialiasing
 
 
 # ---- 3. the packed cache ----
@@ -124,9 +124,14 @@ def test_the_central_square_is_cut_and_downsampling_is_antialiased(tmp_path):
 def test_wrong_paths_get_one_clear_sentence(tmp_path, photos):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
+    with zipfile.ZipFile(tmp_path / "broken.zip", "w") as archive:
+        archive.writestr("a.png", b"x" * 1000)
+    whole = (tmp_path / "broken.zip").read_bytes()
+    (tmp_path / "broken.zip").write_bytes(whole.replace(b"PK\x01\x02", b"PK\x09\x09"))
     (photos / "._00.png").write_bytes(b"what macOS leaves behind")
     for path, message in [(tmp_path / "missing", "no such folder"), (tmp_path / "empty", "no pict"),
-                          (tmp_path / "notes.txt", "no .zip"), (photos / "01.png", "no .zip")]:
+                          (tmp_path / "notes.txt", "no .zip"), (photos / "01.png", "no .zip"),
+                          (tmp_path / "broken.zip", "damaged .zip")]:
         with pytest.raises(data.DataError, match=message) as caught:
             data.find_pictures(path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
@@ -158,18 +163,23 @@ def test_the_levels_are_what_the_networks_would_make_of_them(tmp_path):
 
 
 def test_the_cache_is_rebuilt_when_files_or_options_change(tmp_path, photos):
+    """Lesson: a stale cache is never used, and never pulled away from under a run that uses it."""
     cache = tmp_path / "cache"
     folder, lines = pack(photos, cache)
     assert "Packing 12 pictures" in lines[0]
     made = (folder / "16.npy").stat().st_mtime_ns
-    assert pack(photos, cache)[1] == []                                    # control: found again
+    assert pack(photos, cache) == (folder, [])                             # control: found again
     assert (folder / "16.npy").stat().st_mtime_ns == made
     Image.new("RGB", (40, 32), "red").save(photos / "01.png")
-    assert "changed" in pack(photos, cache)[1][0]
-    assert pack(photos, cache)[1] == []
-    assert "changed" in pack(photos, cache, allow_upsampling=True)[1][0]
-    (folder / "8.npy").unlink()
-    assert "Packing" in pack(photos, cache, allow_upsampling=True)[1][0]
+    changed, lines = pack(photos, cache)
+    assert changed != folder and folder.name in lines[0] and "can be deleted" in lines[0]
+    assert (np.load(changed / "16.npy") != np.load(folder / "16.npy")).any()
+    assert pack(photos, cache) == (changed, [])
+    upsampled, lines = pack(photos, cache, allow_upsampling=True)
+    assert upsampled not in (folder, changed)
+    (upsampled / "8.npy").unlink()                                         # incomplete: again
+    assert "Packing" in pack(photos, cache, allow_upsampling=True)[1][-1]
+    assert (upsampled / "8.npy").exists()
 
 
 def test_an_interrupted_cache_is_built_again(tmp_path, photos, monkeypatch):

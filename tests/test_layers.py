@@ -49,7 +49,8 @@ def test_equalized_linear_is_a_scaled_linear_layer():
 
 def test_one_adam_step_moves_the_function_by_lr_multiplier():
     """Lesson: Adam moves each number by the learning rate, so 0.01 times the use is 0.01 times the
-    speed, and layers of all fan_ins move alike. With the usual start, wide layers move more."""
+    speed. Layers of 16 times the fan_in move at most sqrt(16) times as much here, 16 times with
+    weights that are stored as they are used."""
     def movement(fan_in, lr_multiplier, equalized=True):
         layer = layers.EqualizedLinear(fan_in, 64, lr_multiplier=lr_multiplier)
         if not equalized:
@@ -198,6 +199,33 @@ def test_equalized_conv_is_a_scaled_conv_also_when_it_resamples(resample, few_pi
         assert relative(layer(x), darker) > 0.01
 
 
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_the_merged_form_keeps_no_less_memory(direction):
+    """Lesson: the blur keeps nothing for its gradient, so merging it away frees nothing."""
+    side = 16 if direction == "up" else 32
+    x, weight = torch.randn(4, 8, side, side), torch.randn(8, 8, 3, 3)
+    x.requires_grad_()
+    kept = []
+    for form in range(3):
+        tensors = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+                lambda t: tensors.setdefault(t.data_ptr(), t) is None or t, lambda t: t):
+            forms = (lambda: layers.upsample_conv_blur_plain(x, weight),
+                     lambda: layers.upsample_conv_blur(x, weight, four),
+                     lambda: layers.upsample_conv_blur_merged(x, weight, six))
+            if direction == "down":
+                forms = (lambda: layers.blur_conv_downsample_plain(x, weight),
+                         lambda: layers.blur_conv_downsample(x, weight, four),
+                         lambda: layers.blur_conv_downsample_merged(x, weight, six))
+            four, six = (layers.shifted_copies_matrix(b) for b in (False, True))
+            y = forms[form]()
+        kept.append(sum(t.numel() for t in tensors.values()))
+        assert y.requires_grad
+    plain, split, merged = kept
+    assert split <= merged
+    assert split < plain                                       # control: the count counts something
+
+
 def test_equalized_conv_says_what_it_cannot_do():
     with pytest.raises(ValueError, match='resample must be None, "up" or "down", got \'left\''):
         layers.EqualizedConv2d(2, 2, resample="left")
@@ -247,7 +275,8 @@ def test_adain_gives_each_channel_the_mean_and_std_that_w_asks_for():
     assert relative(out.std(dim=(2, 3), correction=0), (y_s + 1).abs()) < 1e-4
     assert relative(adain(3 * x - 5, w), out) < 1e-3
     assert relative(x.mean(dim=(2, 3)), y_b) > 1               # control: x was something else
-    judge = F.instance_norm(x.double(), eps=1e-8) * (y_s + 1)[..., None, None] + y_b[..., None, None]
+    y_s, y_b = y_s[..., None, None], y_b[..., None, None]
+    judge = F.instance_norm(x.double(), eps=1e-8) * (y_s + 1) + y_b
     assert relative(out.double(), judge) < 1e-4
 
 

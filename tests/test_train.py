@@ -42,7 +42,7 @@ def start(*arguments, cwd, **options):
     """The program as a user starts it, in a process of its own."""
     return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *map(str, arguments)],
                             cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
+                            **options)
 
 
 def finish(process, code=0):
@@ -101,7 +101,7 @@ def test_r1_equals_the_official_one(lod):
                 assert relative(parameter.grad, wanted) < GRADIENT, name
                 assert relative(2 * parameter.grad, wanted) > 0.5          # control
                 compared += 1
-    assert compared > (5 if lod != "0" else -1)
+    assert compared > 5 or lod == "0"              # these gradients were stored mid-fade only
 
 
 def test_losses_and_gradients_equal_the_official_ones():
@@ -127,7 +127,8 @@ def test_losses_and_gradients_equal_the_official_ones():
         for name, gradient in gradients.items():
             key = f"lod0.3_{kind}grad/{names[name]}"
             if key in io and io[key].abs().max() > 0:
-                assert relative(gradient, official.to_ours(io[key], gradient.shape)) < GRADIENT, name
+                judge = official.to_ours(io[key], gradient.shape)
+                assert relative(gradient, judge) < GRADIENT, name
                 compared += 1
         assert compared >= 20, compared
 
@@ -182,8 +183,10 @@ def test_a_generator_step_leaves_the_discriminator_alone():
     G_opt = train.new_adam(G, torch.device("cpu"))
     before = [p.clone() for p in D.parameters()], [p.clone() for p in G.parameters()]
     mixes = [torch.zeros(4, 4, dtype=torch.long)] * 2
-    sums, bad = train.training_step(G, D, G_opt, None, torch.rand(4, 3, 8, 8), mixes, 1.0, 1.0, 2)
-    assert sums.shape == (len(train.LOGGED) + 1,) and not bad
+    still = torch.optim.SGD(D.parameters(), lr=0.0)
+    reals = torch.rand(4, 3, 8, 8)
+    means, bad = train.training_step(G, D, G_opt, still, reals, mixes, 1.0, 1.0, 2)
+    assert means.shape == (len(train.LOGGED) + 1,) and not bad
     assert all(torch.equal(a, b) for a, b in zip(before[0], D.parameters()))
     assert not all(torch.equal(a, b) for a, b in zip(before[1], G.parameters()))   # control
 
@@ -206,7 +209,10 @@ def test_tables_say_one_number_or_one_per_resolution():
     (["--resolution", "48"], "--resolution: the resolution must be a power of two"),
     (["--resolution", "big"], "'big' is not a number"),
     (["--resolution", "16", "--initial-resolution", "32"], "is larger than --resolution 16"),
-    (["--batch", "0"], "--batch must be above 0"),
+    (["--batch", "0"], "--batch 0 is too small"),
+    (["--total-kimg", "0.0004"], "--total-kimg 0.0004 is too small"),
+    (["--samples-kimg", "inf"], "inf must be 0 or more"),
+    (["--data", ""], "--data: an empty path"),
     (["--batch", "4:8;16:4"], "neither a number nor a table"),
     (["--channel-base", "4"], "leaves no channel"),
     (["--mixing-probability", "1.5"], "must be from 0 to 1"),
@@ -215,15 +221,26 @@ def test_tables_say_one_number_or_one_per_resolution():
     (["--resume", "no/such.pt"], "no/such.pt: no such file"),
     (["--device", "toaster"], "--device toaster"),
     (["@missing.txt"], "missing.txt"),
+    (["@broken.txt"], "No closing quotation"),
 ])
 def test_bad_use_gets_one_sentence_and_exit_code_2(typed, message, capsys, tmp_path, monkeypatch):
     """Lesson: and nothing is created."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.txt").write_text("--data 'my photos")
     with pytest.raises(SystemExit) as caught:
         train.main(typed)
     error = capsys.readouterr().err
     assert caught.value.code == 2 and message in error and error.count("\n") == 1, error
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.txt"]
+
+
+def test_options_may_stand_in_a_file(tmp_path):
+    """Lesson: any number on a line, comments, quotes; a backslash is a backslash (Windows)."""
+    (tmp_path / "photos.txt").write_text(
+        "# my photos\n--data 'C:\\Users\\me\\my photos#1'  # trailing\n\n"
+        "--batch 4:8,8:4 --no-flip\n")
+    assert train.parse_args([f"@{tmp_path / 'photos.txt'}", "--seed", "3"]) == {
+        "data": "C:\\Users\\me\\my photos#1", "batch": {4: 8, 8: 4}, "no_flip": True, "seed": 3}
 
 
 def test_every_situation_has_a_complete_set_of_options():
@@ -293,14 +310,14 @@ def wait_for(run, condition, process):
 def test_a_killed_and_resumed_run_ends_with_the_bits_of_one_never_stopped(pictures, tmp_path):
     """Lesson: SIGTERM in the middle of a fade, then kill -9 at no particular moment, then Ctrl-C:
     in the end G, D, G_ema, both Adams, the log and the sample grids are those of a quiet run."""
-    start_options = ["--data", pictures, *TINY, "--workers", "1"]
+    start_options = ["--data", pictures, *TINY, "--workers", "2"]
     finish(start(*start_options, "--out", tmp_path / "quiet", cwd=tmp_path))
     run = tmp_path / "stormy"
     resume = ["--resume", run / "checkpoint.pt"]
 
-    process = start(*start_options, "--out", run, cwd=tmp_path)
+    process = start(*start_options, "--out", run, cwd=tmp_path, start_new_session=True)
     wait_for(run, lambda line: line["phase"] == "fade" and line["resolution"] == 8, process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)                     # its workers get the signal, too
     out, _ = finish(process, 143)
     stopped = models.load_checkpoint(run / "checkpoint.pt")["progress"]
     assert stopped["phase"] == "fade" and 0 < stopped["alpha"] < 1
@@ -416,27 +433,28 @@ def test_resuming_an_older_checkpoint_starts_a_new_folder(finished_run, tmp_path
 
 def test_a_run_that_explodes_stops_and_keeps_the_last_good_checkpoint(
         pictures, tmp_path, capsys, monkeypatch):
-    """Lesson: NaN spreads to every weight in one step; a checkpoint written then is worth nothing."""
+    """Lesson: NaN spreads to all weights in one step; a checkpoint written then is worthless."""
     monkeypatch.chdir(tmp_path)
     right, calls = train.generator_loss, []
 
     def explodes(scores):
         calls.append(1)
-        return right(scores) * (math.nan if len(calls) == 40 else 1)
+        return right(scores) * (math.nan if len(calls) == 30 else 1)
     monkeypatch.setattr(train, "generator_loss", explodes)
+    monkeypatch.setattr(train, "measure_speed", lambda *args: {4: 1.0, 8: 1.0, 16: 1.0})
     with pytest.raises(SystemExit) as caught:
         train.main(["--data", str(pictures), *TINY, "--workers", "0", "--out", "run"])
     error = capsys.readouterr().err
     assert caught.value.code == 1 and error.count("\n") == 1
-    for word in ("step ", "kimg", "8 px", "alpha", "no longer finite", "--learning-rate"):
+    for word in ("step 30:", "kimg", "8 px", "alpha", "no longer finite", "--learning-rate"):
         assert word in error, error
     kept = models.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     assert all(t.isfinite().all() for t in kept["generator"].values())
-    assert 0 < kept["progress"]["step"] < 40
+    assert 0 < kept["progress"]["step"] < 30
 
 
 def test_help_teaches_and_importing_does_nothing(tmp_path):
-    """Lesson: `python train.py --help` names every option of the design; an import leaves no file."""
+    """Lesson: --help names every option of the design; an import leaves no file."""
     out = subprocess.run([sys.executable, str(ROOT / "train.py"), "--help"], cwd=tmp_path,
                          capture_output=True, text=True, check=True).stdout
     for option in ("--data --resolution --initial-resolution --fade-kimg --stabilize-kimg "
