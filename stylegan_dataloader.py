@@ -75,7 +75,7 @@ def paint_face(number, resolution, seed=0):
     """Face `number` of the endless series `seed`, as an RGB picture of resolution x resolution.
 
     The face is painted at twice the size or more (256 px or more) and averaged down, which is what
-    smooths its edges. 0.35 ms each at 32 px on one core (measured).
+    smooths its edges. 0.45 ms each at 32 px on one core (measured).
     Proved: tests/test_dataloader.py::test_painted_faces_are_repeatable_and_no_two_alike
     """
     draw_number = random.Random(f"face {seed} {number}").random
@@ -123,7 +123,16 @@ def paint_face(number, resolution, seed=0):
         draw.ellipse(box(x, y, half_width, half_height), fill=colour)
 
     def polygon(points, colour):
-        draw.polygon([(round(x * size), round(y * size)) for x, y in points], fill=colour)
+        # Row by row, between the edges that cross it: Pillow's own differs between its versions.
+        edges, rows = list(zip(points, points[1:] + points[:1])), [y for _, y in points]
+        for row in range(round(min(rows) * size), round(max(rows) * size)):
+            y = (row + 0.5) / size
+            crossings = sorted(x0 + (y - y0) * (x1 - x0) / (y1 - y0)
+                               for (x0, y0), (x1, y1) in edges if (y0 <= y) != (y1 <= y))
+            for left, right in zip(crossings[::2], crossings[1::2]):
+                left, right = round(left * size), round(right * size) - 1
+                if left <= right:
+                    draw.rectangle([left, row, right, row], fill=colour)
 
     def stroke(points, width, colour):
         draw.line([(round(x * size), round(y * size)) for x, y in points],

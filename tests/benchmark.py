@@ -79,7 +79,8 @@ def small_parts():
         p = F.pad(w, (1, 1, 1, 1))
         return p[..., 1:, 1:] + p[..., 1:, :-1] + p[..., :-1, 1:] + p[..., :-1, :-1]
     compare("512x512 kernels 3x3 -> 4x4: matrix product / slices",
-            milliseconds(lambda: forward_backward(lambda w: layers.merge_kernel(w, matrix), weight)),
+            milliseconds(lambda: forward_backward(
+                lambda w: layers.merge_kernel(w, matrix), weight)),
             milliseconds(lambda: forward_backward(slices, weight)))
 
     def autograd_blur(x):
