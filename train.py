@@ -2,7 +2,7 @@
 
     python train.py                                        paints its own pictures; 10 minutes on
                                                            two CPU cores (README.md shows them)
-    python train.py --resolution 8 --total-kimg 40         the same, only up to 8x8: 30 seconds
+    python train.py --resolution 8 --total-kimg 40         the same, only up to 8x8: a minute
     python train.py --data photos/ --resolution 256        anybody's pictures
     python train.py --resume runs/00003-photos/checkpoint.pt
 
