@@ -493,9 +493,9 @@ def _build(source, where, resolution, folder, workers, allow_upsampling, report,
             "source": where, "levels": levels, "resolution": resolution, "rows": rows,
             "numbers": [usable[row] for row in rows], "damaged": damaged, "small": small}))
         _open_level.cache_clear()                              # Windows renames no open files
-        if folder.exists():                                    # incomplete, or another run's, whole
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
+        if _read_index(folder) is None:            # else another run was faster, and may use it
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)             # interrupted, or already renamed
 

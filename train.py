@@ -91,8 +91,11 @@ def discriminator_loss(real_scores, fake_scores):
 
     Why:    the cross-entropy of "real or fake?" with the score as logit. softplus(s) is
             log(1 + e^s), which is -log sigmoid(-s) without overflow.
+    Units:  2 ln 2 = 1.386 if D gives every image the score 0, that is, cannot tell; 0 if it is
+            always sure and right. Far above: D is wrong. The default run ends at 1.12.
     Paper:  Goodfellow et al. 2014, equation 1; StyleGAN appendix C.
-    Proved: tests/test_train.py::test_losses_and_gradients_equal_the_official_ones
+    Proved: tests/test_train.py::test_losses_and_gradients_equal_the_official_ones,
+            ::test_a_discriminator_that_cannot_tell_has_loss_2_ln_2
     """
     return F.softplus(-real_scores).mean() + F.softplus(fake_scores).mean()
 
@@ -217,7 +220,8 @@ def at_least(low, kind=int, high=math.inf):
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
         if not low <= value <= high or not math.isfinite(value):
-            limits = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
+            limits = (f"a number, {low:g} or more" if high == math.inf
+                      else f"from {low:g} to {high:g}")
             raise argparse.ArgumentTypeError(f"{text} must be {limits}")
         return value
     return parse
@@ -734,12 +738,16 @@ def main(argv=None):
     # without it (tests/benchmark.py).
     G = models.make_generator(settings).to(device, memory_format=torch.channels_last)
     D = models.make_discriminator(settings).to(device, memory_format=torch.channels_last)
-    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+    G_ema = copy.deepcopy(G).eval().requires_grad_(False)      # never trained: it only follows G
     G_opt, D_opt = new_adam(G, device), new_adam(D, device)
+    # The same z in every grid: one can watch a face become itself, from 4x4 on.
     samples = new_samples(options)
     progress = {"nimg": 0, "step": 0, "resolution": None, "phase": None, "alpha": 1.0,
                 "steps_since_tick": 0, "sums": torch.zeros(len(LOGGED) + 1),
                 "pictures": source.stamp}
+    # All that a run is, beside the random state (step 4): what is not restored here must be a
+    # function of nimg and the options, or a resumed run would drift from one never stopped.
+    # Proved: test_a_killed_and_resumed_run_ends_with_the_bits_of_one_never_stopped
     if checkpoint:
         G.load_state_dict(checkpoint["generator"])
         D.load_state_dict(checkpoint["discriminator"])
@@ -804,6 +812,8 @@ def main(argv=None):
         # gradients of the old ones, and its memory is only 100 steps long anyway.
         if (resolution, phase) != (stage.resolution, stage_phase):
             G_opt, D_opt = new_adam(G, device), new_adam(D, device)
+        # A new resolution: other pictures, and rows for more layers. Both begin at the sample that
+        # this nimg has reached; the mixer gives two rows an image, one for D's turn, one for G's.
         if pictures is None or resolution != stage.resolution:
             batch = options["batch"][stage.resolution]
             pictures = iter(data.picture_loader(
@@ -817,6 +827,8 @@ def main(argv=None):
         for group in G_opt.param_groups + D_opt.param_groups:
             group["lr"] = options["learning_rate"][resolution]
 
+        # The step itself. alpha fades three things at once, each towards the new resolution: G's
+        # image (SynthesisNetwork), the real ones, and D's way of looking (Discriminator).
         reals = data.fade_reals(data.to_images(next(pictures), device), alpha)
         mixes = [next(mixer).to(device) for _ in "DG"]         # one batch of rows for each network
         r1_factor = None

@@ -182,6 +182,22 @@ def test_the_cache_is_rebuilt_when_files_or_options_change(tmp_path, photos):
     assert (upsampled / "8.npy").exists()
 
 
+def test_of_two_runs_that_pack_at_once_the_first_wins(tmp_path, photos, monkeypatch):
+    """Lesson: the second finds a whole cache when it is done, and must not pull it away."""
+    right, first = data.halve, []
+
+    def another_run_finishes_meanwhile(pixels):
+        if not first:
+            first.append(None)
+            first[0] = pack(photos, tmp_path / "cache")[0]
+            (first[0] / "in use").touch()
+        return right(pixels)
+    monkeypatch.setattr(data, "halve", another_run_finishes_meanwhile)
+    second, _ = pack(photos, tmp_path / "cache")
+    assert second == first[0] and (second / "in use").exists()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [second.name]   # no litter
+
+
 def test_an_interrupted_cache_is_built_again(tmp_path, photos, monkeypatch):
     """Lesson: a folder with the right name is a whole cache; anything else is never looked at."""
     cache = tmp_path / "cache"

@@ -133,6 +133,15 @@ def test_losses_and_gradients_equal_the_official_ones():
         assert compared >= 20, compared
 
 
+def test_a_discriminator_that_cannot_tell_has_loss_2_ln_2():
+    """Lesson: how to read the log."""
+    cannot_tell, sure = torch.zeros(4, 1), torch.full((4, 1), 20.0)
+    undecided = train.discriminator_loss(cannot_tell, cannot_tell).item()
+    assert undecided == pytest.approx(1.386, abs=1e-3)
+    assert train.discriminator_loss(sure, -sure).item() < 1e-6             # always right
+    assert train.discriminator_loss(-sure, sure).item() > 30               # always wrong
+
+
 def test_the_honest_loss_saturates_where_the_non_saturating_one_pulls():
     """Lesson: at D(fake) = -10 (G is bad) the gradient is 0.99995 instead of 0.00005."""
     scores = torch.tensor([[-10.0]], requires_grad=True)
@@ -211,7 +220,7 @@ def test_tables_say_one_number_or_one_per_resolution():
     (["--resolution", "16", "--initial-resolution", "32"], "is larger than --resolution 16"),
     (["--batch", "0"], "--batch 0 is too small"),
     (["--total-kimg", "0.0004"], "--total-kimg 0.0004 is too small"),
-    (["--samples-kimg", "inf"], "inf must be 0 or more"),
+    (["--samples-kimg", "inf"], "inf must be a number, 0 or more"),
     (["--data", ""], "--data: an empty path"),
     (["--batch", "4:8;16:4"], "neither a number nor a table"),
     (["--channel-base", "4"], "leaves no channel"),
