@@ -23,6 +23,7 @@ face that was met in one figure can be looked up in another.
 
 import argparse
 import contextlib
+import functools
 import math
 import os
 import pathlib
@@ -39,6 +40,9 @@ from PIL import GifImagePlugin, Image, ImageDraw, ImageFont
 
 import stylegan_models as models
 from stylegan_dataloader import Source, read_picture, to_images, to_pixels
+from stylegan_models import OneLineParser, number_from, pick_device
+
+fail = functools.partial(models.fail, "generate.py")
 
 
 class UserError(ValueError):
@@ -988,28 +992,6 @@ OUT = {"samples": ("samples", None), "mixing": ("mixing.png", FIGURES),
 MOST_SEEDS = 100_000
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse, but a mistake is answered by one line instead of the whole usage."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (--help explains)\n")
-
-
-def number_from(low, kind=int, high=math.inf):
-    """A parser of numbers from `low` to `high` for argparse."""
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not low <= value <= high or not math.isfinite(value):
-            limits = "finite" if low == -math.inf else (
-                f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}")
-            raise argparse.ArgumentTypeError(f"{text} must be {limits}")
-        return value
-    return parse
-
-
 def seeds_from(text):
     """ "0-3,8" -> [0, 1, 2, 3, 8], for argparse."""
     seeds = []
@@ -1132,25 +1114,6 @@ def parse_args(argv=None):
     group.add_argument("--features-weight", metavar="X", type=number_from(0, float), default=1.0,
                        help="(default 1)")
     return parser.parse_args(argv)
-
-
-def fail(message, code=2):
-    """End the program with one sentence on stderr."""
-    print(f"generate.py: {message}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-def pick_device(name=None):
-    """torch.device by name, or the best there is. Errors: UserError if it is not available."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else (
-            "mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def check_layers(option, layers, model):

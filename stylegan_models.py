@@ -21,8 +21,11 @@ means the same in a 64 px network and in a 1024 px one. Growing a network, or ch
 resolution of a checkpoint, is then only a matter of which names are there.
 """
 
+import argparse
+import math
 import os
 import pathlib
+import sys
 import zipfile
 
 import torch
@@ -423,3 +426,47 @@ def load_generator(path, device="cpu"):
     generator = make_generator(checkpoint["settings"])
     generator.load_state_dict(checkpoint["generator_ema"])
     return generator.to(device).eval().requires_grad_(False)
+
+
+# ---- 4. What every script of this folder does alike ------------------------------------------
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, but a mistake is answered by one line instead of the whole usage."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help explains)\n")
+
+
+def number_from(low, kind=int, high=math.inf):
+    """A parser of finite numbers from `low` to `high` for argparse."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not low <= value <= high or not math.isfinite(value):
+            limits = "finite" if low == -math.inf else (
+                f"a number, {low:g} or more" if high == math.inf else f"from {low:g} to {high:g}")
+            raise argparse.ArgumentTypeError(f"{text} must be {limits}")
+        return value
+    return parse
+
+
+def pick_device(name=None):
+    """torch.device by name, or the best there is. Errors: ValueError if it is not available."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else (
+            "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def fail(program, message, code=2):
+    """End the program with one sentence on stderr: 2 for what the user can mend, else 1."""
+    print(f"{program}: {message}", file=sys.stderr)
+    raise SystemExit(code)

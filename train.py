@@ -48,6 +48,9 @@ from PIL import Image
 
 import stylegan_dataloader as data
 import stylegan_models as models
+from stylegan_models import OneLineParser, number_from, pick_device
+
+fail = functools.partial(models.fail, "train.py")
 
 # ==== Part 1: the formulas ====================================================================
 
@@ -212,21 +215,6 @@ def show(value):
     return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
-def at_least(low, kind=int, high=math.inf):
-    """A parser of numbers from `low` to `high` for argparse."""
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not low <= value <= high or not math.isfinite(value):
-            limits = (f"a number, {low:g} or more" if high == math.inf
-                      else f"from {low:g} to {high:g}")
-            raise argparse.ArgumentTypeError(f"{text} must be {limits}")
-        return value
-    return parse
-
-
 # Defaults that hold in every situation ...
 ALWAYS = dict(
     initial_resolution=4, r1_interval=1, styles_to_mix=2, mixing_probability=0.9, seed=0,
@@ -273,11 +261,8 @@ PRESETS = {
 }
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse, but a mistake is answered by one line instead of the whole usage."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (--help explains)\n")
+class OptionsParser(OneLineParser):
+    """The parser of all scripts, which can also take options from a file."""
 
     def convert_arg_line_to_args(self, line):
         # `python train.py @photos.txt`: options in a file, any number on a line, # for comments.
@@ -292,7 +277,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def parse_args(argv=None):
     """The options that were typed, as a dict without those that were not."""
-    parser = OneLineParser(
+    parser = OptionsParser(
         prog="train.py", fromfile_prefix_chars="@", argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train a StyleGAN. Without options: paints faces and learns to make more.",
@@ -303,7 +288,7 @@ def parse_args(argv=None):
                    f"  {name}:\n    " + " ".join(f"--{k.replace('_', '-')} {show(v)}"
                                                  for k, v in preset.items())
                    for name, preset in PRESETS.items()))
-    counts, amounts = at_least(1), at_least(0, float)
+    counts, amounts = number_from(1), number_from(0, float)
     group = parser.add_argument_group("pictures")
     group.add_argument("--data", metavar="PATH", help="a folder, searched recursively, or a .zip")
     group.add_argument("--resolution", type=counts, metavar="R",
@@ -311,10 +296,10 @@ def parse_args(argv=None):
     group.add_argument("--no-flip", action="store_true", help="no mirrored pictures")
     group.add_argument("--allow-upsampling", action="store_true",
                        help="use pictures smaller than the resolution, enlarged")
-    group.add_argument("--max-bad", type=at_least(0, float, 100), metavar="PERCENT",
+    group.add_argument("--max-bad", type=number_from(0, float, 100), metavar="PERCENT",
                        help="stop if more of the pictures are damaged (default 1)")
     group.add_argument("--cache", metavar="FOLDER", help="for the packed pictures (default cache)")
-    group.add_argument("--workers", type=at_least(0), metavar="N",
+    group.add_argument("--workers", type=number_from(0), metavar="N",
                        help="processes that load pictures while training")
     group = parser.add_argument_group("schedule")
     group.add_argument("--initial-resolution", type=counts, metavar="R",
@@ -345,7 +330,7 @@ def parse_args(argv=None):
                        help="compute R1 every so many steps, as much stronger (paper: 1)")
     group.add_argument("--styles-to-mix", type=counts, metavar="K",
                        help="styles mixed in one image (default 2, as the paper)")
-    group.add_argument("--mixing-probability", type=at_least(0, float, 1), metavar="P",
+    group.add_argument("--mixing-probability", type=number_from(0, float, 1), metavar="P",
                        help="of mixing styles in a training image (default 0.9, as the paper)")
     group.add_argument("--ema-halflife-kimg", type=amounts, metavar="KIMG",
                        help="half-life of the average of G's weights (official: 10)")
@@ -358,29 +343,10 @@ def parse_args(argv=None):
     group.add_argument("--samples-kimg", type=amounts, metavar="KIMG", help="between sample grids")
     group.add_argument("--checkpoint-kimg", type=amounts, metavar="KIMG",
                        help="between checkpoints")
-    group.add_argument("--seed", type=at_least(0), metavar="N", help="(default 0)")
+    group.add_argument("--seed", type=number_from(0), metavar="N", help="(default 0)")
     group.add_argument("--device", metavar="NAME",
                        help="cpu, cuda, cuda:1, mps (default: the best there is)")
     return vars(parser.parse_args(argv))
-
-
-def fail(message, code=2):
-    """End the program with one sentence on stderr."""
-    print(f"train.py: {message}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-def pick_device(name=None):
-    """torch.device by name, or the best there is. Errors: ValueError if it is not available."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else (
-            "mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def complete_options(typed, device, resumed=None):
