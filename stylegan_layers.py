@@ -14,6 +14,7 @@ The file goes from small to large:
   4. two normalizers       PixelNorm (before the mapping network), MinibatchStddev (in D)
 """
 
+import contextlib
 import math
 
 import torch
@@ -27,9 +28,48 @@ LEAKY_SLOPE = 0.2             # of every leaky ReLU in the three networks (ProGA
 LEAKY_GAIN = math.sqrt(2)
 
 
+class _LeakyReLU(torch.autograd.Function):
+    """A leaky ReLU that keeps less, with a gradient that knows that its own derivative is zero.
+
+    The slope is 1 or 0.2, and the sign of the RESULT says which. The result is kept anyway, as the
+    input of the next layer; so the input of this one need not be.
+    Away from 0 the slope does not change with x, so R1, which differentiates the gradient, gets
+    nothing from here. Autograd's own leaky ReLU gives it an image full of zeros instead, which is
+    then added to other gradients: traffic without a purpose.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        result = F.leaky_relu(x, LEAKY_SLOPE)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx, grad):
+        result, = ctx.saved_tensors
+        return _LeakyReLUGradient.apply(grad, result)
+
+
+class _LeakyReLUGradient(torch.autograd.Function):
+    """grad, times the slope where `result` came from. Linear in grad, constant in result."""
+
+    @staticmethod
+    def forward(ctx, grad, result):
+        ctx.save_for_backward(result)
+        return torch.ops.aten.leaky_relu_backward(grad, result, LEAKY_SLOPE, True)
+
+    @staticmethod
+    def backward(ctx, grad):
+        result, = ctx.saved_tensors
+        return _LeakyReLUGradient.apply(grad, result), None
+
+
 def leaky_relu(x):
-    """x where positive, 0.2 x elsewhere; any shape."""
-    return F.leaky_relu(x, LEAKY_SLOPE)
+    """x where positive, 0.2 x elsewhere; any shape.
+
+    Proved: tests/test_layers.py::test_leaky_relu_and_its_derivatives_against_torch
+    """
+    return _LeakyReLU.apply(x)
 
 
 # ---- 1. Equalized weights --------------------------------------------------------------------
@@ -145,6 +185,93 @@ class EqualizedLinear(torch.nn.Module):
 FEW_PIXELS = 2048             # of the whole batch, at the larger of a layer's two resolutions
 
 
+class _Convolution(torch.autograd.Function):
+    """A convolution all of whose derivatives are convolutions, to any order.
+
+    A convolution takes large images x and a kernel w to small images y (as large ones, for stride
+    1). It is linear in x and in w, so for any fixed y the number
+
+        <y, conv(x, w)>    =    <x, up(y, w)>    =    <w, correlate(x, y)>
+
+    is linear in each of the three, and says the same thing three times: `up` (the transposed
+    convolution) is the gradient for x, `correlate` is the gradient for w. The gradients of these
+    two are, again, the other two. So three operations, each with two of the others as its
+    gradient, are closed under differentiation; R1 needs it twice.
+
+    Autograd knows all this for the first derivative. For the second it builds the gradient of w
+    from a convolution whose KERNEL is an image, for which no library has a good program: at
+    [16, 512, 32, 32] it took 5 times as long as `correlate` does (tests/benchmark.py).
+    """
+
+    input_gradients_only = False
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, up):
+        # What a gradient needs is the other factor; so x is only kept if w is to learn.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.stride, ctx.up = stride, up
+        operation = F.conv_transpose2d if up else F.conv2d
+        return operation(x, weight, bias, stride, (weight.shape[2] - 1) // 2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _Convolution.apply(grad, weight, None, ctx.stride, not ctx.up)
+        if ctx.needs_input_grad[1] and not _Convolution.input_gradients_only:
+            large, small = (grad, x) if ctx.up else (x, grad)
+            grad_weight = _Correlation.apply(large, small, weight.shape, ctx.stride)
+        if ctx.needs_input_grad[2] and not _Convolution.input_gradients_only:
+            grad_bias = grad.sum(dim=(0, 2, 3))
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+class _Correlation(torch.autograd.Function):
+    """The third of the operations: how well does each shift of `large` agree with `small`?"""
+
+    @staticmethod
+    def forward(ctx, large, small, kernel_shape, stride):
+        ctx.save_for_backward(large, small)
+        ctx.stride = stride
+        return torch.nn.grad.conv2d_weight(large, kernel_shape, small, stride,
+                                           (kernel_shape[2] - 1) // 2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        large, small = ctx.saved_tensors
+        grad_large = grad_small = None
+        if ctx.needs_input_grad[0]:
+            grad_large = _Convolution.apply(small, grad, None, ctx.stride, True)
+        if ctx.needs_input_grad[1]:
+            grad_small = _Convolution.apply(large, grad, None, ctx.stride, False)
+        return grad_large, grad_small, None, None
+
+
+def convolve(x, weight, bias=None, stride=1, up=False):
+    """F.conv2d, or F.conv_transpose2d if `up`, with enough padding that R stays, R/2 or 2R results.
+
+    Shapes: x [N, I, R, R]; weight [O, I, k, k], or [I, O, k, k] if `up`; k odd and stride 1, or
+            k = 4 and stride 2.
+    Proved: tests/test_layers.py::test_convolution_and_its_derivatives_against_torch
+    """
+    return _Convolution.apply(x, weight, bias, stride, up)
+
+
+@contextlib.contextmanager
+def input_gradients_only():
+    """Inside, gradients of convolutions are computed for their inputs, not for their weights.
+
+    Why:    R1 asks for the gradient at the images. Autograd drops what it does not need of its own
+            functions; of ours it would compute the weights' gradients too, and throw them away.
+    """
+    _Convolution.input_gradients_only = True
+    try:
+        yield
+    finally:
+        _Convolution.input_gradients_only = False
+
+
 def shifted_copies_matrix(blur):
     """The 3x3 -> 4x4 (or, blurred, 6x6) kernel change as a matrix, since it is linear.
 
@@ -161,10 +288,14 @@ def shifted_copies_matrix(blur):
 
 
 def merge_kernel(weight, matrix):
-    """[O, I, 3, 3] and [9, k*k] -> [O, I, k, k]: the kernel after `shifted_copies_matrix`."""
+    """[O, I, 3, 3] and [9, k*k] -> [O, I, k, k]: the kernel after `shifted_copies_matrix`.
+
+    The channels stand last in memory before and after (channels_last), so nothing is moved.
+    """
     side = math.isqrt(matrix.shape[1])
-    merged = weight.flatten(2) @ matrix                                    # [O, I, k*k]
-    return merged.unflatten(2, (side, side))
+    taps = weight.permute(0, 2, 3, 1).flatten(1, 2)                        # [O, 9, I]
+    merged = matrix.to(weight.dtype).t() @ taps                            # [O, k*k, I]
+    return merged.unflatten(1, (side, side)).permute(0, 3, 1, 2)
 
 
 def blur_kernel(channels, device=None, dtype=None):
@@ -211,12 +342,12 @@ class Blur(torch.nn.Module):
 def upsample_conv_blur_plain(x, weight):
     """The readable twin. x [N, I, H, W], weight [O, I, 3, 3] -> [N, O, 2H, 2W]."""
     x = F.interpolate(x, scale_factor=2, mode="nearest")
-    return blur(F.conv2d(x, weight, padding=1))
+    return blur(convolve(x, weight.to(x.dtype)))
 
 
 def blur_conv_downsample_plain(x, weight):
     """The readable twin. x [N, I, 2H, 2W], weight [O, I, 3, 3] -> [N, O, H, W]."""
-    return F.avg_pool2d(F.conv2d(blur(x), weight, padding=1), 2)
+    return F.avg_pool2d(convolve(blur(x), weight.to(x.dtype)), 2)
 
 
 def upsample_conv_blur(x, weight, matrix):
@@ -224,13 +355,15 @@ def upsample_conv_blur(x, weight, matrix):
 
     matrix is shifted_copies_matrix(blur=False).
     """
-    kernel = merge_kernel(weight.flip(2, 3), matrix).transpose(0, 1)       # [I, O, 4, 4]
-    return blur(F.conv_transpose2d(x, kernel, stride=2, padding=1))
+    turned = matrix.flip(1)                                                # by 180 degrees
+    kernel = merge_kernel(weight.transpose(0, 1), turned).to(x.dtype)      # [I, O, 4, 4]
+    return blur(convolve(x, kernel, stride=2, up=True))
 
 
-def blur_conv_downsample(x, weight, matrix):
+def blur_conv_downsample(x, weight, matrix, bias=None):
     """Step 1: the blur, then one strided convolution. Shapes as in the plain twin."""
-    return F.conv2d(blur(x), merge_kernel(weight, matrix / 4), stride=2, padding=1)
+    kernel = merge_kernel(weight, matrix / 4).to(x.dtype)                  # [O, I, 4, 4]
+    return convolve(blur(x), kernel, bias, stride=2)
 
 
 def upsample_conv_blur_merged(x, weight, matrix):
@@ -238,7 +371,7 @@ def upsample_conv_blur_merged(x, weight, matrix):
 
     matrix is shifted_copies_matrix(blur=True).
     """
-    kernel = merge_kernel(weight.flip(2, 3), matrix).transpose(0, 1)       # [I, O, 6, 6]
+    kernel = merge_kernel(weight.transpose(0, 1), matrix.flip(1))          # [I, O, 6, 6]
     y = F.conv_transpose2d(x, kernel, stride=2)                            # [N, O, 2H+4, 2W+4]
     for axis in (2, 3):
         size = y.shape[axis] - 4
@@ -289,17 +422,19 @@ class EqualizedConv2d(torch.nn.Module):
             self.register_buffer("matrix", matrix, persistent=False)
 
     def forward(self, x):
-        weight = self.weight * self.weight_scale
+        weight, bias = self.weight * self.weight_scale, self.bias.to(x.dtype)
         if self.resample is None:
-            return F.conv2d(x, weight, self.bias, padding=weight.shape[2] // 2)
+            return convolve(x, weight.to(x.dtype), bias)
         pixels = x.shape[0] * x.shape[2] * x.shape[3] * (4 if self.resample == "up" else 1)
-        if self.resample == "up":
-            x = (upsample_conv_blur_plain(x, weight) if pixels < FEW_PIXELS
-                 else upsample_conv_blur(x, weight, self.matrix))
+        if self.resample == "down" and pixels >= FEW_PIXELS:
+            return blur_conv_downsample(x, weight, self.matrix, bias)
+        if self.resample == "down":
+            x = blur_conv_downsample_plain(x, weight)
+        elif pixels < FEW_PIXELS:
+            x = upsample_conv_blur_plain(x, weight)
         else:
-            x = (blur_conv_downsample_plain(x, weight) if pixels < FEW_PIXELS
-                 else blur_conv_downsample(x, weight, self.matrix))
-        return x + self.bias[:, None, None]
+            x = upsample_conv_blur(x, weight, self.matrix)
+        return x + bias[:, None, None]
 
 
 # ---- 3. What makes a style -------------------------------------------------------------------
@@ -354,7 +489,8 @@ class NoiseInput(torch.nn.Module):
             noise = self.const.to(x.dtype)
         else:
             raise ValueError(f'noise_mode must be "random", "const" or "none", got {mode!r}')
-        return torch.addcmul(x, noise, self.strength[:, None, None])   # [N or 1,1,R,R] * [C,1,1]
+        strength = self.strength.to(x.dtype)[:, None, None]                # [C, 1, 1]
+        return torch.addcmul(x, noise, strength)               # [N or 1, 1, R, R] * [C, 1, 1]
 
 
 class AdaIN(torch.nn.Module):
@@ -376,9 +512,43 @@ class AdaIN(torch.nn.Module):
 
     def forward(self, x, w):
         y_s, y_b = self.style(w)[:, :, None, None].chunk(2, dim=1)         # [N, C, 1, 1] each
-        x = x - spatial_mean(x)
-        scale = (y_s + 1) * torch.rsqrt(spatial_mean(x.square()) + 1e-8)
-        return torch.addcmul(y_b, x, scale)
+        return _NormalizeAndStyle.apply(x, y_s + 1, y_b)
+
+
+class _NormalizeAndStyle(torch.autograd.Function):
+    """scale * (x - mean) / std + shift, with mean and std over the pixels of each channel.
+
+    The four lines of `forward` are the definition. Left to autograd they keep three images and
+    walk over memory nine times on the way back; this `backward` keeps one and walks five times.
+    With n = (x - mean) / std and g the gradient that comes in, the gradient at x is
+
+        scale / std * (g - mean(g) - n * mean(g n)):
+
+    what g would change about the mean and the size of x is taken out, for the layer takes it out.
+    Sums over pixels are made in the precision of the style, float32, whatever that of x is.
+    Proved: tests/test_layers.py::test_adain_and_its_gradient_against_autograd
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale, shift):
+        full = x.to(scale.dtype)                                           # float32 at least
+        mean = spatial_mean(full)                                          # [N, C, 1, 1]
+        centred = full - mean
+        rstd = torch.rsqrt(spatial_mean(centred.square()) + 1e-8)
+        ctx.save_for_backward(x, mean, rstd, scale)
+        return torch.addcmul(shift, centred, scale * rstd).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, mean, rstd, scale = ctx.saved_tensors
+        pixels, grad = x.shape[2] * x.shape[3], grad.to(scale.dtype)
+        centred = x.to(scale.dtype) - mean
+        mean_g = spatial_mean(grad)                                        # [N, C, 1, 1] all three
+        mean_gn = spatial_mean(grad * centred) * rstd
+        outer = scale * rstd
+        grad_x = torch.addcmul(-mean_g, centred, -mean_gn * rstd).add_(grad).mul_(outer)
+        return grad_x.to(x.dtype), pixels * mean_gn, pixels * mean_g
 
 
 def spatial_mean(x):

@@ -17,6 +17,33 @@ def rms(x):
     return x.square().mean().sqrt().item()
 
 
+def check_derivatives(function, judge, *inputs):
+    """Values, gradients and gradients of gradients, in float64, against another program."""
+    from torch.autograd import grad
+    inputs = [x.double().requires_grad_() for x in inputs]
+    upstream, numbers = None, []
+    for f in (function, judge):
+        y = f(*inputs)
+        upstream = torch.randn_like(y) if upstream is None else upstream
+        first = grad((y * upstream).sum(), inputs, create_graph=True)
+        second = grad(sum(g.square().sum() for g in first), inputs, allow_unused=True)
+        numbers.append([y, *first, *(torch.zeros_like(x) if g is None else g
+                                     for g, x in zip(second, inputs))])
+    for ours, theirs in zip(*numbers):
+        assert (ours - theirs).abs().max() <= 1e-12 * (1 + theirs.abs().max())
+    return numbers[0]
+
+
+def test_leaky_relu_and_its_derivatives_against_torch():
+    """Lesson: it has a second derivative of zero, and R1 passes through its first one."""
+    x = torch.randn(2, 3, 4, 4)
+    check_derivatives(layers.leaky_relu, lambda x: F.leaky_relu(x, 0.2), x)
+    # Through a product, so that the second derivative is not all zero.
+    numbers = check_derivatives(lambda x: layers.leaky_relu(x * x - x) * x,
+                                lambda x: F.leaky_relu(x * x - x, 0.2) * x, x)
+    assert numbers[-1].abs().max() > 1                         # control: there was something
+
+
 # ---- 1. equalized weights ----
 
 
@@ -199,12 +226,38 @@ def test_equalized_conv_is_a_scaled_conv_also_when_it_resamples(resample, few_pi
         assert relative(layer(x), darker) > 0.01
 
 
+@pytest.mark.parametrize("kernel, stride, up", [(1, 1, False), (3, 1, False), (3, 1, True),
+                                                (4, 2, False), (4, 2, True)])
+def test_convolution_and_its_derivatives_against_torch(kernel, stride, up):
+    """Lesson: three operations, each the gradient of the others, are closed under derivatives."""
+    x, weight, bias = torch.randn(2, 3, 8, 8), torch.randn(5, 3, kernel, kernel), torch.randn(5)
+    if up:
+        weight = weight.transpose(0, 1).contiguous()
+    judge = F.conv_transpose2d if up else F.conv2d
+    numbers = check_derivatives(
+        lambda x, w, b: layers.convolve(x, w, b, stride, up),
+        lambda x, w, b: judge(x, w, b, stride, (kernel - 1) // 2), x, weight, bias)
+    assert all(n.abs().max() > 0.1 for n in numbers[:6])       # control: nothing was just zero
+
+
+def test_gradients_for_the_input_only_leave_the_weights_out():
+    """Lesson: R1 wants the gradient at the images, and nothing is computed for the weights."""
+    x, weight = torch.randn(1, 2, 4, 4, requires_grad=True), torch.randn(2, 2, 3, 3)
+    weight.requires_grad_()
+    with layers.input_gradients_only():
+        layers.convolve(x, weight).sum().backward()
+    assert weight.grad is None and x.grad is not None
+    layers.convolve(x, weight).sum().backward()                # control: outside, as always
+    assert weight.grad is not None
+
+
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_the_merged_form_keeps_no_less_memory(direction):
     """Lesson: the blur keeps nothing for its gradient, so merging it away frees nothing."""
     side = 16 if direction == "up" else 32
     x, weight = torch.randn(4, 8, side, side), torch.randn(8, 8, 3, 3)
     x.requires_grad_()
+    weight.requires_grad_()
     kept = []
     for form in range(3):
         tensors = {}
@@ -278,6 +331,29 @@ def test_adain_gives_each_channel_the_mean_and_std_that_w_asks_for():
     y_s, y_b = y_s[..., None, None], y_b[..., None, None]
     judge = F.instance_norm(x.double(), eps=1e-8) * (y_s + 1) + y_b
     assert relative(out.double(), judge) < 1e-4
+
+
+def test_adain_and_its_gradient_against_autograd():
+    """Lesson: a gradient worked out on paper is a claim like any other."""
+    def judge(x, scale, shift):
+        centred = x - x.mean(dim=(2, 3), keepdim=True)
+        variance = centred.square().mean(dim=(2, 3), keepdim=True)
+        return scale * centred / (variance + 1e-8).sqrt() + shift
+    x, scale, shift = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 1, 1), torch.randn(2, 3, 1, 1)
+    inputs = [t.double().requires_grad_() for t in (x, scale, shift)]
+    upstream, gradients = torch.randn(2, 3, 5, 4).double(), []
+    for f in (layers._NormalizeAndStyle.apply, judge):
+        y = f(*inputs)
+        gradients.append([y, *torch.autograd.grad((y * upstream).sum(), inputs)])
+    for ours, theirs in zip(*gradients):
+        assert ours.shape == theirs.shape and relative(ours, theirs) < 1e-10
+    # Control: a gradient that forgets that the mean moves along is far off.
+    forgetful = inputs[1] / judge(x, 1, 0).square().mean().sqrt() * upstream
+    assert relative(forgetful, gradients[0][1]) > 0.1
+    with pytest.raises(RuntimeError, match="once_differentiable"):         # not silently wrong
+        y = layers._NormalizeAndStyle.apply(*inputs)
+        g, = torch.autograd.grad(y.square().sum(), inputs[0], create_graph=True)
+        g.sum().backward()
 
 
 def test_spatial_mean_is_the_mean_in_every_memory_format():
