@@ -33,7 +33,7 @@ import torch.nn.functional as F
 
 from stylegan_layers import (
     AdaIN, EqualizedConv2d, EqualizedLinear, LearnedConstant, MinibatchStddev, NoiseInput,
-    PixelNorm, leaky_relu)
+    PixelNorm, input_gradients_only, leaky_relu)
 
 
 def resolutions_up_to(resolution):
@@ -60,6 +60,28 @@ def channels_at(resolution, channel_base, channel_max):
         raise ValueError(f"channel_base={channel_base} leaves no channel at {resolution}x"
                          f"{resolution}; it must be at least {resolution // 2}")
     return channels
+
+
+def is_fading(alpha):
+    """alpha is 1.0 where nothing fades; a tensor of one number is always taken to fade.
+
+    (Its value would have to be waited for. `--compile` needs a tensor: a program compiled for the
+    number 0.25 is of no use for 0.26.)
+    """
+    return isinstance(alpha, torch.Tensor) or alpha < 1
+
+
+def blend(old, new, alpha):
+    """(1 - alpha) * old + alpha * new, of the same shape; alpha a number, or a tensor of one."""
+    return torch.lerp(old, new, alpha.to(new.dtype) if isinstance(alpha, torch.Tensor) else alpha)
+
+
+# Both networks have an attribute `dtype` that train.py sets (--precision): bfloat16 or float16, or
+# None for that of the weights. Weights are stored in float32 in any case and rounded where they
+# are used: a convolution computes in the precision of its input (EqualizedConv2d). What is
+# sensitive and cheap stays in float32 always: the mapping network and the styles, the sums of
+# AdaIN, to_rgb and from_rgb, and the last block of D with the minibatch stddev.
+# Proved: tests/test_models.py::test_low_precision_is_near_and_its_sensitive_parts_are_float32
 
 
 # ---- 1. The generator ------------------------------------------------------------------------
@@ -134,6 +156,7 @@ class SynthesisNetwork(torch.nn.Module):
     def __init__(self, resolution, channel_base=8192, channel_max=512, style_dim=512):
         super().__init__()
         self.resolution = resolution
+        self.dtype = None
         self.blocks = torch.nn.ModuleDict()
         self.to_rgb = torch.nn.ModuleDict()
         in_channels = None
@@ -152,11 +175,12 @@ class SynthesisNetwork(torch.nn.Module):
         for layer, r in enumerate(resolutions_up_to(resolution)):
             before = x
             x = self.blocks[str(r)](x, ws[:, 2 * layer:2 * layer + 2], noise_mode)
-        images = self.to_rgb[str(resolution)](x)
-        if alpha < 1 and resolution > 4:
-            old = self.to_rgb[str(resolution // 2)](before)
+            x = x.to(self.dtype or x.dtype)
+        images = self.to_rgb[str(resolution)](x.to(ws.dtype))
+        if is_fading(alpha) and resolution > 4:
+            old = self.to_rgb[str(resolution // 2)](before.to(ws.dtype))
             old = F.interpolate(old, scale_factor=2, mode="nearest")
-            images = torch.lerp(old, images, alpha)
+            images = blend(old, images, alpha)
         return images
 
 
@@ -256,6 +280,7 @@ class DiscriminatorHead(torch.nn.Module):
         self.dense1 = EqualizedLinear(hidden, 1, gain=1.0)
 
     def forward(self, x):
+        x = x.to(self.dense0.weight.dtype)                                 # whatever came before
         x = leaky_relu(self.conv(self.minibatch_stddev(x)))
         return self.dense1(leaky_relu(self.dense0(x.flatten(1))))
 
@@ -274,6 +299,7 @@ class Discriminator(torch.nn.Module):
     def __init__(self, resolution, channel_base=8192, channel_max=512):
         super().__init__()
         self.resolution = resolution
+        self.dtype = None
         self.from_rgb = torch.nn.ModuleDict()
         self.blocks = torch.nn.ModuleDict()
         for r in resolutions_up_to(resolution):
@@ -288,10 +314,13 @@ class Discriminator(torch.nn.Module):
         if images.shape[-2] != r or str(r) not in self.blocks:
             raise ValueError(f"this network looks at square images of {', '.join(self.blocks)} "
                              f"px, not at {list(images.shape)}")
-        x = self.blocks[str(r)](leaky_relu(self.from_rgb[str(r)](images)))
-        if alpha < 1 and r > 4:
+        dtype = self.dtype or images.dtype
+        x = leaky_relu(self.from_rgb[str(r)](images).to(dtype))
+        x = self.blocks[str(r)](x)
+        if is_fading(alpha) and r > 4:
             small = F.avg_pool2d(images, 2)
-            x = torch.lerp(leaky_relu(self.from_rgb[str(r // 2)](small)), x, alpha)
+            old = leaky_relu(self.from_rgb[str(r // 2)](small).to(dtype))
+            x = blend(old, x, alpha)
         while r > 4:
             r //= 2
             x = self.blocks[str(r)](x)

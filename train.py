@@ -30,6 +30,8 @@ at the very end. Who wants to see the whole before the parts begins there.
 
 import argparse
 import copy
+import ctypes
+import datetime
 import functools
 import json
 import math
@@ -42,7 +44,9 @@ import sys
 import time
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
 
@@ -100,7 +104,17 @@ def discriminator_loss(real_scores, fake_scores):
     Proved: tests/test_train.py::test_losses_and_gradients_equal_the_official_ones,
             ::test_a_discriminator_that_cannot_tell_has_loss_2_ln_2
     """
-    return F.softplus(-real_scores).mean() + F.softplus(fake_scores).mean()
+    return loss_on_reals(real_scores) + loss_on_fakes(fake_scores)
+
+
+def loss_on_reals(scores):
+    """-log sigmoid(score), averaged: small if D calls them real. Shapes: [N, 1] -> scalar."""
+    return F.softplus(-scores).mean()
+
+
+def loss_on_fakes(scores):
+    """-log(1 - sigmoid(score)), averaged: small if D calls them fake. Shapes: [N, 1] -> scalar."""
+    return F.softplus(scores).mean()
 
 
 def generator_loss(fake_scores):
@@ -114,7 +128,7 @@ def generator_loss(fake_scores):
     return F.softplus(-fake_scores).mean()
 
 
-def r1_penalty(real_scores, reals):
+def r1_penalty(real_scores, reals, loss_scale=1.0):
     """|gradient of D at each real image|^2, averaged over the batch.
 
     Why:    where G is right already, D should be flat. A slope there would push G off the data
@@ -122,12 +136,15 @@ def r1_penalty(real_scores, reals):
     Paper:  Mescheder et al. 2018, equation 9. `create_graph`: the penalty is itself differentiated
             with respect to D's weights, a derivative of a derivative.
     Shapes: real_scores [N, 1] computed from reals [N, 3, R, R], which require grad -> scalar.
+    Units:  loss_scale: the gradient is computed that many times larger and divided again, so that
+            float16, which ends at 6e-8, does not round it to 0 on the way.
     Proved: tests/test_train.py::test_r1_equals_the_official_one
     """
     # Image n only influences score n (but for the minibatch stddev, as in the official code), so
     # the gradient of the sum holds the gradient of each score at its image.
-    gradient, = torch.autograd.grad(real_scores.sum(), reals, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3)).mean()
+    with models.input_gradients_only():
+        gradient, = torch.autograd.grad(real_scores.sum() * loss_scale, reals, create_graph=True)
+    return (gradient / loss_scale).square().sum(dim=(1, 2, 3)).mean()
 
 
 def r1_weight(r1_gamma, r1_interval, resolution, final_resolution):
@@ -171,13 +188,14 @@ def update_ema(G_ema, G, beta):
         averaged.copy_(current)
 
 
-def not_finite(parameters, *losses):
-    """A 0-dim bool tensor: is any of the losses, or any gradient, infinite or NaN?
+def not_finite(parameters, losses):
+    """A 0-dim bool tensor: is any of the losses [n], or any gradient, infinite or NaN?
 
     It stays on the device: asking for its value would make the CPU wait for the GPU in every step.
     """
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return ~torch.isfinite(torch.stack([norm, *(loss.detach() for loss in losses)])).all()
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(losses[0])
+    return ~torch.isfinite(torch.cat([losses, norm[None]])).all()
 
 
 # ==== Part 2: the options =====================================================================
@@ -218,7 +236,8 @@ def show(value):
 # Defaults that hold in every situation ...
 ALWAYS = dict(
     initial_resolution=4, r1_interval=1, styles_to_mix=2, mixing_probability=0.9, seed=0,
-    no_flip=False, allow_upsampling=False, max_bad=1.0, cache="cache", data=None)
+    no_flip=False, allow_upsampling=False, max_bad=1.0, cache="cache", data=None, accumulate="1",
+    precision="fp32", compile=False)
 
 # ... and those that depend on what there is. Every value can be overridden on the command line.
 PRESETS = {
@@ -334,6 +353,14 @@ def parse_args(argv=None):
                        help="of mixing styles in a training image (default 0.9, as the paper)")
     group.add_argument("--ema-halflife-kimg", type=amounts, metavar="KIMG",
                        help="half-life of the average of G's weights (official: 10)")
+    group = parser.add_argument_group("speed and memory")
+    group.add_argument("--accumulate", type=table_of(int), metavar="TABLE",
+                       help="work a batch off in that many parts, in less memory (default 1)")
+    group.add_argument("--precision", choices=("fp32", "tf32", "bf16", "fp16"),
+                       help="of the convolutions (default tf32 on CUDA, else fp32; paper: fp32)")
+    group.add_argument("--compile", action="store_true",
+                       help="let torch.compile fuse what lies between the convolutions; needs a "
+                       "C++ compiler on a CPU")
     group = parser.add_argument_group("run")
     group.add_argument("--out", metavar="FOLDER",
                        help="of this run; must be new or empty (default runs/NUMBER-NAME)")
@@ -349,7 +376,7 @@ def parse_args(argv=None):
     return vars(parser.parse_args(argv))
 
 
-def complete_options(typed, device, resumed=None):
+def complete_options(typed, device, resumed=None, processes=1):
     """All options: what was typed, over the checkpoint's or the situation's, over the defaults.
 
     Returns (options, name of the situation).   Errors: ValueError, one sentence, what to type.
@@ -360,9 +387,11 @@ def complete_options(typed, device, resumed=None):
         situation = ("your pictures" if "data" in typed else "painted faces") + (
             " on a CPU" if device.type == "cpu" else " on a GPU")
         base = {**ALWAYS, **PRESETS[situation]}
+        if device.type == "cuda":
+            base["precision"] = "tf32"
     options = {**base, **typed}
-    for name, kind in (("batch", int), ("learning_rate", float), ("r1_gamma", float),
-                       ("fade_kimg", float), ("stabilize_kimg", float)):
+    for name, kind in (("batch", int), ("accumulate", int), ("learning_rate", float),
+                       ("r1_gamma", float), ("fade_kimg", float), ("stabilize_kimg", float)):
         if isinstance(options[name], str):
             options[name] = table_of(kind)(options[name])
     if options["data"] == "":
@@ -386,10 +415,16 @@ def complete_options(typed, device, resumed=None):
         needed = sum(options["stabilize_kimg"][r] for r in grown) + sum(
             options["fade_kimg"][r] for r in grown[1:])
         options["total_kimg"] = max(options["total_kimg"], needed)
-    for name in ("batch", "tick_kimg", "samples_kimg", "checkpoint_kimg", "total_kimg"):
+    for name in ("batch", "accumulate", "tick_kimg", "samples_kimg", "checkpoint_kimg",
+                 "total_kimg"):
         values = options[name].values() if isinstance(options[name], dict) else [options[name]]
-        if min(values) < (1 if name == "batch" else 0.001):
+        if min(values) < (1 if name in ("batch", "accumulate") else 0.001):
             raise ValueError(f"--{name.replace('_', '-')} {show(options[name])} is too small")
+    for r in models.resolutions_up_to(options["resolution"]):
+        batch, accumulate = options["batch"][r], options["accumulate"][r]
+        if batch % (processes * accumulate) and r >= options["initial_resolution"]:
+            raise ValueError(f"--batch {batch} at {r} px cannot be divided by {processes} "
+                             f"processes times --accumulate {accumulate}")
     if resumed is not None:
         for name in models.SETTINGS:
             if options[name] != resumed[name]:
@@ -420,46 +455,92 @@ def command_line(options):
 # ==== Part 3: the loop ========================================================================
 
 
-def training_step(G, D, G_opt, D_opt, reals, mixes, alpha, r1_factor, styles):
+def average_gradients(network, *buffers):
+    """Under torchrun, replace every gradient by its mean over the processes; alone, do nothing.
+
+    Why:    the loss of a batch is the mean over its images, so its gradient is the mean of the
+            gradients of the parts that the processes hold. All take the same step from the same
+            weights, then, and remain the same without ever sending weights.
+    Differs: DistributedDataParallel does the same in pieces while the backward pass still runs,
+            which hides the time of sending. It wants one forward and one backward a step, and all
+            parameters used; D has two forwards and R1, and a growing network has unused blocks.
+    Shapes: buffers: tensors to be averaged along, such as w_avg.
+    Proved: tests/test_train.py::test_two_processes_have_the_gradients_of_one
+    """
+    if dist.is_initialized():
+        tensors = [p.grad for p in network.parameters() if p.grad is not None] + list(buffers)
+        flat = torch.cat([tensor.flatten() for tensor in tensors])         # one message, not 100
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(tensors, [p.view(t.shape) for p, t in zip(parts, tensors)])
+
+
+def training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor, accumulate=1, scalers=None,
+                  compiled=None):
     """One step: D learns from a batch of reals and fakes, then G from D's opinion of new fakes.
 
-    Shapes: reals [N, 3, R, R] in [-1, 1]; mixes: two batches of style rows [N, L], one for each
-            network's turn; styles: K, how many z an image is given to mix.
+    Shapes: reals [N, 3, R, R] in [-1, 1]; z [2, N, K, latent] and mixes, style rows [2, N, L]: one
+            batch for each network's turn, for D has just learned from the last fakes.
     Units:  r1_factor as `r1_weight` gives it, or None in the steps without the penalty.
+            accumulate: the batch is worked off in that many parts, whose gradients are summed: the
+            same step in less memory. Every accumulate-th image belongs to a part, so that the
+            groups of the minibatch stddev are those of the whole batch, if N / accumulate is a
+            multiple of 4.   Proved: tests/test_train.py::test_accumulating_is_the_same_step
+            scalers: two GradScaler, for D and G (`new_scalers`).
+            compiled: (G, D) as torch.compile returns them, or None.
     Returns (means, bad): a tensor [6], the means that `LOGGED` names and 1 if R1 was computed;
             and whether anything was `not_finite`, a tensor too.
     """
-    n, resolution = reals.shape[0], reals.shape[-1]
-
-    def fakes(style_index):
-        # Fresh z for every batch, G's too: D has just learned from the last ones.
-        z = torch.randn(n, styles, G.latent_dim, device=reals.device)
-        return G(z, style_index, resolution=resolution, alpha=alpha)
+    resolution, parts = reals.shape[-1], [slice(i, None, accumulate) for i in range(accumulate)]
+    d_scaler, g_scaler = scalers or new_scalers("fp32", reals.device)
+    fast_G, fast_D = compiled or (G, D)
+    # torch.compile cannot differentiate twice: where R1 asks for that, D runs as it is written.
+    real_D = D if r1_factor is not None else fast_D
+    sums = torch.zeros(len(LOGGED), device=reals.device)       # over the parts, of what is logged
 
     # ---- D: minimise softplus(-D(real)) + softplus(D(fake)) + gamma/2 |grad D(real)|^2 ----
+    # The terms are summed by way of their gradients, and what one of them needed is free again
+    # before the next is computed: it takes 0.2 GB less at the paper's widths, 32 px and batch 16.
     D.requires_grad_(True)
-    D.zero_grad()
-    with torch.no_grad():                                      # G does not learn here
-        fake_images = fakes(mixes[0])
-    reals.requires_grad_(r1_factor is not None)
-    real_scores, fake_scores = D(reals, alpha), D(fake_images, alpha)      # [N, 1] each
-    d_loss = discriminator_loss(real_scores, fake_scores)
-    r1 = torch.zeros_like(d_loss) if r1_factor is None else r1_penalty(real_scores, reals)
-    (d_loss + (r1_factor or 0.0) * r1).backward()
-    bad = not_finite(D.parameters(), d_loss, r1)
-    D_opt.step()
+    loss_scale = d_scaler.scale(torch.ones_like(sums[0]))
+    for part in parts:
+        with torch.no_grad():                                  # G does not learn here
+            fakes = fast_G(z[0][part], mixes[0][part], resolution=resolution, alpha=alpha)
+        fake_scores = fast_D(fakes, alpha)                     # [N / accumulate, 1]
+        fake_loss = loss_on_fakes(fake_scores)
+        (fake_loss * loss_scale / accumulate).backward()
+        real_images = reals[part].requires_grad_(r1_factor is not None)
+        real_scores = real_D(real_images, alpha)
+        real_loss = loss_on_reals(real_scores)
+        r1 = torch.zeros_like(real_loss)
+        if r1_factor is not None:
+            r1 = r1_penalty(real_scores, real_images, loss_scale)
+        ((real_loss + (r1_factor or 0.0) * r1) * loss_scale / accumulate).backward()
+        sums += torch.stack([real_loss + fake_loss, real_loss * 0, real_scores.mean(),
+                             fake_scores.mean(), r1]).detach()
+    average_gradients(D)
+    bad = not_finite([] if d_scaler.is_enabled() else D.parameters(), sums)
+    d_scaler.step(D_opt)
+    d_scaler.update()
+    D.zero_grad()                                              # its memory is needed now
 
     # ---- G: minimise softplus(-D(fake)) ----
     D.requires_grad_(False)                                    # spares D's weight gradients
+    loss_scale = g_scaler.scale(torch.ones_like(sums[0]))
+    for part in parts:
+        fakes = fast_G(z[1][part], mixes[1][part], resolution=resolution, alpha=alpha)
+        g_loss = generator_loss(fast_D(fakes, alpha))
+        (g_loss * loss_scale / accumulate).backward()
+        sums[1] += g_loss.detach()
+    average_gradients(G, G.w_avg)
+    bad = bad | not_finite([] if g_scaler.is_enabled() else G.parameters(), sums)
+    g_scaler.step(G_opt)
+    g_scaler.update()
     G.zero_grad()
-    g_loss = generator_loss(D(fakes(mixes[1]), alpha))
-    g_loss.backward()
-    bad = bad | not_finite(G.parameters(), g_loss)
-    G_opt.step()
 
-    computed = torch.full_like(d_loss, float(r1_factor is not None))
-    return torch.stack([d_loss, g_loss, real_scores.mean(), fake_scores.mean(), r1,
-                        computed]).detach(), bad
+    computed = torch.full_like(sums[:1], float(r1_factor is not None))
+    return torch.cat([sums / accumulate, computed]), bad
 
 
 LOGGED = ("loss_d", "loss_g", "d_real", "d_fake", "r1")
@@ -474,7 +555,69 @@ def new_adam(network, device):
                             fused=device.type in ("cpu", "cuda"))
 
 
-def measure_speed(G, D, options, device, patience=20.0):
+def new_scalers(precision, device):
+    """A loss scale for D and one for G: idle, but for fp16.
+
+    Why:    float16 rounds gradients below 6e-8 to 0. The loss is multiplied by a large number and
+            the gradient divided by it; the number is halved when something overflows (that step is
+            then left out) and doubled after 2000 steps without. bfloat16 has the range of float32
+            and needs none of this.
+    Paper:  Micikevicius et al. 2018, "Mixed precision training" (arXiv 1710.03740), section 3.2.
+    """
+    return [torch.amp.GradScaler(device.type, enabled=precision == "fp16") for _ in "DG"]
+
+
+def set_precision(G, D, precision):
+    """fp32, tf32, bf16 or fp16: see --precision, and `dtype` in stylegan_models.py."""
+    G.synthesis.dtype = D.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    # TF32: NVIDIA's float32 with 10 instead of 23 bits behind the point, inside products only.
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def keep_freed_memory():
+    """Let the C library keep the memory that tensors give back, instead of returning it.
+
+    Why:    Linux hands out memory page by page, emptied, at the first touch of each 4 kB: copying
+            an image of 34 MB took 8 ms into new memory and 1 ms into memory that was used before.
+            A step makes and drops a few hundred such tensors.
+    How:    two settings of glibc: keep blocks up to 32 MB (more it does not allow), and never
+            shrink the rest. Larger ones come in pages of 2 MB, which PyTorch asks for if told so.
+    [MACHINE] Linux with glibc. Paper's widths, batch 16: see the table in README.md for what it
+              gains; a step takes 0.1 to 0.5 GB more. Elsewhere nothing is done.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")         # read at the first large tensor
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: 0)
+        mallopt(-3, 32 << 20)                                  # M_MMAP_THRESHOLD
+        mallopt(-1, 2 ** 31 - 1)                               # M_TRIM_THRESHOLD
+
+
+def seed_step(seed, step, process, device):
+    """Make all random numbers of a step a function of (seed, step, process). Returns a generator.
+
+    Why:    a resumed run then needs no saved state to go on with the same numbers, also with
+            another number of processes.
+    How:    the z of the whole batch come from the returned generator, the same in every process,
+            which takes its share. The noise inputs draw from torch's global generators, seeded
+            differently in each process, or all of them would add the same noise.
+    """
+    noise, latents = np.random.SeedSequence([seed, step, process]), np.random.SeedSequence(
+        [seed, step])
+    torch.manual_seed(int(noise.generate_state(1, np.uint64)[0]))
+    return torch.Generator(device).manual_seed(int(latents.generate_state(1, np.uint64)[0]))
+
+
+def agreed(value):
+    """The largest `value`, a number, of all processes. They must take the same decisions."""
+    if not dist.is_initialized():
+        return value
+    tensor = torch.tensor(float(value), dtype=torch.float64)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)                 # on the CPU: no GPU waits for it
+    return tensor.item()
+
+
+def measure_speed(G, D, options, device, processes=1, patience=20.0):
     """{resolution: seconds an image}, from a few rehearsed steps at each resolution, on copies.
 
     Why:    a run of days should say so at its start, and should run out of memory now, not when it
@@ -484,29 +627,33 @@ def measure_speed(G, D, options, device, patience=20.0):
     """
     G, D = copy.deepcopy(G), copy.deepcopy(D)
     G_opt, D_opt = new_adam(G, device), new_adam(D, device)
+    scalers = new_scalers(options["precision"], device)
 
-    def seconds_of_a_step(reals, mixes, factor):
+    def seconds_of_a_step(factor, resolution, n):
+        reals = torch.rand(n, 3, resolution, resolution, device=device)
+        reals = reals.to(memory_format=torch.channels_last)
+        z = torch.randn(2, n, options["styles_to_mix"], G.latent_dim, device=device)
+        mixes = torch.zeros(2, n, models.num_style_layers(resolution), dtype=torch.long,
+                            device=device)
         started = time.perf_counter()
-        means, _ = training_step(G, D, G_opt, D_opt, reals, mixes, 0.5, factor,
-                                 options["styles_to_mix"])     # mid-fade: costs a little more
+        means, _ = training_step(G, D, G_opt, D_opt, reals, z, mixes, 0.5, factor,
+                                 options["accumulate"][resolution], scalers)
         means.tolist()                                         # waits for the GPU
-        return time.perf_counter() - started
+        return agreed(time.perf_counter() - started)           # mid-fade: costs a little more
 
     speeds = {}
     for r in models.resolutions_up_to(options["resolution"]):
         if r < options["initial_resolution"]:
             continue
-        n = options["batch"][r]
-        if speeds and max(speeds.values()) * n > patience:
+        batch = options["batch"][r]
+        if speeds and max(speeds.values()) * batch > patience:
             speeds[r] = 3 * speeds[r // 2]
             continue
-        reals = torch.rand(n, 3, r, r, device=device).to(memory_format=torch.channels_last)
-        mixes = [torch.zeros(n, models.num_style_layers(r), dtype=torch.long, device=device)] * 2
-        step = functools.partial(seconds_of_a_step, reals, mixes)
+        step = functools.partial(seconds_of_a_step, resolution=r, n=batch // processes)
         with_r1, without = step(1.0), step(None)
         if with_r1 < patience / 10:                            # the first steps also warm up
             with_r1, without = step(1.0), min(step(None), step(None))
-        speeds[r] = (without + (with_r1 - without) / options["r1_interval"]) / n
+        speeds[r] = (without + (with_r1 - without) / options["r1_interval"]) / batch
     return speeds
 
 
@@ -560,21 +707,24 @@ def as_grid(images, columns):
 
 
 class StopRequest:
-    """Remembers Ctrl-C or SIGTERM until the step is done; a second one does not wait."""
+    """Remembers Ctrl-C or SIGTERM until the step is done; the same one again does not wait.
+
+    (After Ctrl-C, torchrun sends SIGTERM on its own account: that is not impatience.)
+    """
 
     def __init__(self):
         self.signal = None
 
     def __call__(self, number, frame):
-        if self.signal is not None:
+        if self.signal == number:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number
 
 
 def progress_bar(**options):
     """A tqdm bar; silent where nobody looks, in a file or a pipe."""
     from tqdm import tqdm                                      # slow to import, so not on top
-    return tqdm(disable=None, leave=False, **options)
+    return tqdm(**{"disable": None, "leave": False, **options})
 
 
 def is_new_or_empty(folder):
@@ -602,7 +752,7 @@ def make_run_folder(out, name, resume_path):
             pass
 
 
-def write_settings(run, options, device, resume_path, nimg):
+def write_settings(run, options, device, processes, resume_path, nimg):
     """settings.json: the command that repeats this run, and where it was resumed."""
     path = run / "settings.json"
     resumed = json.loads(path.read_text())["resumed"] if path.is_file() else []
@@ -610,7 +760,7 @@ def write_settings(run, options, device, resume_path, nimg):
         resumed.append({"from": str(resume_path), "nimg": nimg})
     path.write_text(json.dumps({
         "repeat": command_line(options), "resumed": resumed, "torch": torch.__version__,
-        "device": str(device),
+        "device": str(device), "processes": processes, "launch": launch_id(),
         "options": as_plain(options)}, indent=2) + "\n", encoding="utf-8")
 
 
@@ -649,7 +799,45 @@ def crossed(nimg, batch, kimg):
 
 # What a checkpoint must hold beside generator_ema for a run to go on from it.
 TO_RESUME = ("generator", "discriminator", "optimizer_g", "optimizer_d", "progress", "options",
-             "rng", "samples")
+             "samples")
+
+
+def launched_by_torchrun(out):
+    """(rank, number of processes, interrupted run): (0, 1, None) without torchrun.
+
+    The interrupted run is the folder in which an earlier attempt of the same torchrun command
+    worked, if torchrun has started the processes again after one of them died (--max-restarts).
+    """
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        for run in [out] if out else sorted(pathlib.Path("runs").glob("*-*")):
+            settings = run / "settings.json"
+            if settings.is_file() and json.loads(settings.read_text())["launch"] == launch_id():
+                return rank, processes, run
+    return rank, processes, None
+
+
+def launch_id():
+    """What all attempts of one torchrun command have in common; None without torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    return f"{os.environ['TORCHELASTIC_RUN_ID']}, started by process {os.getppid()}"
+
+
+def join_processes(device):
+    """Meet the other processes of torchrun. A no-op for one alone.
+
+    The time limit is for the first process of each machine, which may be packing pictures while
+    the others wait here. Should one die, torchrun ends the others, whatever they wait for.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        limit = datetime.timedelta(days=7)
+        store, rank, processes = next(dist.rendezvous("env://", timeout=limit))
+        # A drawer of its own for each attempt: what the dead left in the store must not be read.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                                store=dist.PrefixStore(f"attempt {attempt}", store),
+                                rank=rank, world_size=processes, timeout=limit)
 
 
 def main(argv=None):
@@ -660,18 +848,31 @@ def main(argv=None):
     resume_path, out = typed.pop("resume", None), typed.pop("out", None)
     resume_path, out = resume_path and pathlib.Path(resume_path), out and pathlib.Path(out)
     checkpoint, nimg = None, 0
+    # Under torchrun, this program runs several times at once, and all do the same, each with its
+    # part of every batch. Only the first one, the chief, writes and talks.
+    rank, processes, interrupted = launched_by_torchrun(out)
+    chief = rank == 0
     try:
         device = pick_device(typed.pop("device", None))
+        if processes > 1 and device.type not in ("cpu", "cuda"):
+            raise ValueError(f"--device {device}: torchrun needs CUDA or a CPU")
+        if processes > 1 and device.type == "cuda":
+            device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
         if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)                      # "cuda:1": also for random states
+            torch.cuda.set_device(device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        if interrupted and (interrupted / "checkpoint.pt").exists():
+            resume_path = interrupted / "checkpoint.pt"
         if resume_path:
             checkpoint = models.load_checkpoint(resume_path)
             if any(key not in checkpoint for key in TO_RESUME):
                 raise ValueError(f"{resume_path}: holds a network to look at, not a run to resume")
             nimg = checkpoint["progress"]["nimg"]
-        if out and not is_new_or_empty(out):
+        if out and not interrupted and chief and not is_new_or_empty(out):
             raise ValueError(f"--out {out}: exists and is not an empty folder")
-        options, situation = complete_options(typed, device, checkpoint and checkpoint["options"])
+        options, situation = complete_options(typed, device, checkpoint and checkpoint["options"],
+                                              processes)
         for key in ("data", "cache"):                          # to be found from any folder
             options[key] = options[key] and os.path.abspath(options[key])
         stages = plan_stages(options["initial_resolution"], options["resolution"],
@@ -680,18 +881,24 @@ def main(argv=None):
         if not stages or nimg >= stages[-1].end:
             raise ValueError(f"{resume_path}: has seen {nimg / 1000:g} kimg and is finished; "
                              f"a larger --total-kimg goes on")
-        print(f"{situation}: " + command_line(options).removeprefix("python train.py "))
+        say = print if chief else lambda *args, **kwargs: None
+        say(f"{situation}: " + command_line(options).removeprefix("python train.py "))
         if stages[-1].resolution < options["resolution"]:
-            print(f"note: --total-kimg {options['total_kimg']:g} ends at "
+            say(f"note: --total-kimg {options['total_kimg']:g} ends at "
                   f"{stages[-1].resolution} px, before {options['resolution']} px is reached")
 
         # ---- 2. The pictures ----
+        first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0         # of this machine
+        if not first_here:                                     # wait until it has packed them
+            join_processes(device)
         source = data.find_pictures(options["data"])
         packed = data.pack_pictures(source, options["resolution"], options["cache"],
                                     os.cpu_count() or 1, options["max_bad"],
-                                    options["allow_upsampling"], progress=progress_bar)
+                                    options["allow_upsampling"], say, progress_bar)
+        if first_here:
+            join_processes(device)
         if checkpoint and checkpoint["progress"].get("pictures", source.stamp) != source.stamp:
-            print("note: the pictures are not those that the checkpoint was trained with; the run "
+            say("note: the pictures are not those that the checkpoint was trained with; the run "
                   "goes on with these")
     except (ValueError, OSError) as error:
         fail(error)
@@ -705,14 +912,16 @@ def main(argv=None):
     G = models.make_generator(settings).to(device, memory_format=torch.channels_last)
     D = models.make_discriminator(settings).to(device, memory_format=torch.channels_last)
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)      # never trained: it only follows G
+    set_precision(G, D, options["precision"])                  # G_ema stays in float32
+    scalers = new_scalers(options["precision"], device)
     G_opt, D_opt = new_adam(G, device), new_adam(D, device)
     # The same z in every grid: one can watch a face become itself, from 4x4 on.
     samples = new_samples(options)
     progress = {"nimg": 0, "step": 0, "resolution": None, "phase": None, "alpha": 1.0,
                 "steps_since_tick": 0, "sums": torch.zeros(len(LOGGED) + 1),
                 "pictures": source.stamp}
-    # All that a run is, beside the random state (step 4): what is not restored here must be a
-    # function of nimg and the options, or a resumed run would drift from one never stopped.
+    # All that a run is: what is not restored here must be a function of nimg, step and the
+    # options, as all random numbers are, or a resumed run would drift from one never stopped.
     # Proved: test_a_killed_and_resumed_run_ends_with_the_bits_of_one_never_stopped
     if checkpoint:
         G.load_state_dict(checkpoint["generator"])
@@ -721,6 +930,9 @@ def main(argv=None):
         G_opt.load_state_dict(checkpoint["optimizer_g"])
         D_opt.load_state_dict(checkpoint["optimizer_d"])
         samples, progress = checkpoint["samples"], checkpoint["progress"]
+        for scaler, state in zip(scalers, progress.get("scalers", [])):
+            if scaler.is_enabled() and state:
+                scaler.load_state_dict(state)
     step, steps_since_tick = progress["step"], progress["steps_since_tick"]
     resolution, phase = progress["resolution"], progress["phase"]
     sums = progress["sums"].to(device)                         # of LOGGED, since the last tick
@@ -728,45 +940,43 @@ def main(argv=None):
 
     # ---- 4. How long will it take, and does it fit? ----
     try:
-        speeds = measure_speed(G, D, options, device)
+        speeds = measure_speed(G, D, options, device, processes)
     except RuntimeError as error:
         if not re.search("out of memory|not enough memory|allocate memory", str(error)):
             raise
         fail(f"{device} has not enough memory for --batch {show(options['batch'])}; try smaller "
              f"ones, for instance --batch 4:32,64:8,256:2")
-    print("measured, images/s: " + ", ".join(f"{1 / s:.1f} at {r} px" for r, s in speeds.items())
+    say("measured, images/s: " + ", ".join(f"{1 / s:.1f} at {r} px" for r, s in speeds.items())
           + f"; this run will take about {clock(seconds_left(nimg, stages, speeds))}")
-    torch.manual_seed(options["seed"] + 1)         # as if there had been no rehearsal
-    if checkpoint:
-        torch.set_rng_state(checkpoint["rng"]["cpu"])
-        if device.type in checkpoint["rng"] and device.type != "cpu":
-            getattr(torch, device.type).set_rng_state(checkpoint["rng"][device.type])
 
     # ---- 5. The run's folder ----
-    name = pathlib.Path(options["data"]).resolve().stem if options["data"] else "faces"
-    try:
-        run = make_run_folder(out, name, resume_path)
-        (run / "samples").mkdir(exist_ok=True)
-        forget_later_lines(run / "log.jsonl", nimg)
-        write_settings(run, options, device, resume_path, nimg)
-    except (ValueError, OSError) as error:
-        fail(error)
-    print(f"{run}: samples/, log.jsonl, checkpoint.pt; curves: tensorboard --logdir {run.parent}",
-          flush=True)
-    from torch.utils.tensorboard import SummaryWriter          # slow to import, so not on top
-    board = SummaryWriter(run, purge_step=nimg + 1)            # forget later curves, too
+    run = board = None
+    if chief:
+        name = pathlib.Path(options["data"]).resolve().stem if options["data"] else "faces"
+        try:
+            run = interrupted or make_run_folder(out, name, resume_path)
+            (run / "samples").mkdir(exist_ok=True)
+            forget_later_lines(run / "log.jsonl", nimg)
+            write_settings(run, options, device, processes, resume_path, nimg)
+        except (ValueError, OSError) as error:
+            fail(error)
+        say(f"{run}: samples/, log.jsonl, checkpoint.pt; "
+            f"curves: tensorboard --logdir {run.parent}", flush=True)
+        from torch.utils.tensorboard import SummaryWriter      # slow to import, so not on top
+        board = SummaryWriter(run, purge_step=nimg + 1)        # forget later curves, too
+        finals = data.PictureDataset(packed, source, options["resolution"], options["seed"],
+                                     flip=not options["no_flip"])
+        grid = as_grid(data.to_images(finals.__getitems__(range(len(samples["z"])))),
+                       samples["columns"])
+        Image.fromarray(grid).save(run / "samples" / "reals.png")
     bar = progress_bar(total=stages[-1].end / 1000, initial=nimg / 1000, mininterval=0.5,
+                       disable=None if chief else True,
                        bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:g} kimg{postfix}")
-    finals = data.PictureDataset(packed, source, options["resolution"], options["seed"],
-                                 flip=not options["no_flip"])
-    grid = as_grid(data.to_images(finals.__getitems__(range(len(samples["z"])))),
-                   samples["columns"])
-    Image.fromarray(grid).save(run / "samples" / "reals.png")
 
     # ---- 6. The loop ----
     stop = StopRequest()
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    pictures, stopping = None, False
+    pictures, compiled, stopping = None, None, False
     started = tick_started = time.perf_counter()
     nimg_at_tick, expected = nimg, seconds_left(nimg, stages, speeds)
     while nimg < stages[-1].end and not stopping:
@@ -778,6 +988,9 @@ def main(argv=None):
         # gradients of the old ones, and its memory is only 100 steps long anyway.
         if (resolution, phase) != (stage.resolution, stage_phase):
             G_opt, D_opt = new_adam(G, device), new_adam(D, device)
+        if options["compile"] and (compiled is None or phase != stage_phase):
+            torch.compiler.reset()                             # every stage is a program of its own
+            compiled = torch.compile(G), torch.compile(D)
         # A new resolution: other pictures, and rows for more layers. Both begin at the sample that
         # this nimg has reached; the mixer gives two rows an image, one for D's turn, one for G's.
         if pictures is None or resolution != stage.resolution:
@@ -785,10 +998,12 @@ def main(argv=None):
             pictures = iter(data.picture_loader(
                 data.PictureDataset(packed, source, stage.resolution, options["seed"],
                                     flip=not options["no_flip"]),
-                batch, nimg, options["workers"], pin_memory=device.type == "cuda"))
+                batch // processes, nimg, options["workers"], device.type == "cuda",
+                rank, processes))
             mixer = iter(data.StyleMixer(
-                models.num_style_layers(stage.resolution), batch, options["styles_to_mix"],
-                options["mixing_probability"], options["seed"], start=2 * nimg))
+                models.num_style_layers(stage.resolution), batch // processes,
+                options["styles_to_mix"], options["mixing_probability"], options["seed"],
+                2 * nimg, rank, processes))
         resolution, phase = stage.resolution, stage_phase
         for group in G_opt.param_groups + D_opt.param_groups:
             group["lr"] = options["learning_rate"][resolution]
@@ -796,20 +1011,24 @@ def main(argv=None):
         # The step itself. alpha fades three things at once, each towards the new resolution: G's
         # image (SynthesisNetwork), the real ones, and D's way of looking (Discriminator).
         reals = data.fade_reals(data.to_images(next(pictures), device), alpha)
-        mixes = [next(mixer).to(device) for _ in "DG"]         # one batch of rows for each network
+        latents = seed_step(options["seed"], step, rank, device)
+        z = torch.randn(2, batch, options["styles_to_mix"], G.latent_dim, device=device,
+                        generator=latents)[:, rank::processes]         # one for D, one for G
+        mixes = torch.stack([next(mixer) for _ in "DG"]).to(device, non_blocking=True)
+        weight = torch.full((), alpha, device=device) if compiled and stage.fading else alpha
         r1_factor = None
         if step % options["r1_interval"] == 0:
             r1_factor = r1_weight(options["r1_gamma"][resolution], options["r1_interval"],
                                   resolution, options["resolution"])
-        means, bad = training_step(G, D, G_opt, D_opt, reals, mixes, alpha, r1_factor,
-                                   options["styles_to_mix"])
+        means, bad = training_step(G, D, G_opt, D_opt, reals, z, mixes, weight, r1_factor,
+                                   options["accumulate"][resolution], scalers, compiled)
         step, nimg, steps_since_tick = step + 1, nimg + batch, steps_since_tick + 1
         update_ema(G_ema, G, ema_beta(nimg, batch, options["ema_halflife_kimg"]))
         sums += means
         first_bad = torch.where(bad & first_bad.isinf(), float(step), first_bad)
 
         # ---- 7. Now and then: say how it goes, show it, keep it ----
-        stopping = stop.signal is not None
+        stopping = bool(agreed(stop.signal is not None))
         last = nimg >= stages[-1].end
         finished = last or next(s for s in stages if nimg < s.end).resolution != resolution
         tick = last or crossed(nimg, batch, options["tick_kimg"])
@@ -817,8 +1036,15 @@ def main(argv=None):
         keep = stopping or finished or crossed(nimg, batch, options["checkpoint_kimg"])
 
         # Only here does the CPU wait for the GPU. On a CPU, asking in every step costs nothing.
-        if (tick or show_samples or keep or device.type == "cpu") and first_bad.isfinite():
+        if (tick or show_samples or keep or device.type == "cpu") and agreed(first_bad.isfinite()):
             break
+        if (tick or keep) and processes > 1:                   # each saw its part of the images
+            dist.all_reduce(sums)
+            sums /= processes
+        if not chief:
+            if tick:
+                sums, steps_since_tick = torch.zeros_like(sums), 0
+            continue
         # The rest of the run at the speeds of step 4, times how wrong these have been so far.
         now, left = time.perf_counter(), seconds_left(nimg, stages, speeds)
         left = clock(left * (now - started) / (expected - left))
@@ -850,16 +1076,14 @@ def main(argv=None):
             Image.fromarray(grid).save(run / "samples" / f"{nimg:09d}.png")
             board.add_image("samples", grid, nimg, dataformats="HWC")
         if keep:
-            rng = {"cpu": torch.get_rng_state()}
-            if device.type != "cpu":
-                rng[device.type] = getattr(torch, device.type).get_rng_state()
             state = {
                 "settings": settings, "options": as_plain(options),
                 "generator": G.state_dict(), "generator_ema": G_ema.state_dict(),
                 "discriminator": D.state_dict(), "optimizer_g": G_opt.state_dict(),
-                "optimizer_d": D_opt.state_dict(), "rng": rng, "samples": samples,
+                "optimizer_d": D_opt.state_dict(), "samples": samples,
                 "progress": {"nimg": nimg, "step": step, "resolution": resolution, "phase": phase,
                              "alpha": alpha, "steps_since_tick": steps_since_tick, "sums": sums,
+                             "scalers": [scaler.state_dict() for scaler in scalers],
                              "pictures": source.stamp}}
             try:
                 models.save_checkpoint(run / "checkpoint.pt", state)
@@ -872,19 +1096,24 @@ def main(argv=None):
     for number, handler in handlers.items():
         signal.signal(number, handler)
     bar.close()
-    board.close()
-    if first_bad.isfinite():
+    stopped, bad = stopping and not last, bool(first_bad.isfinite())
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if chief:
+        board.close()
         kept = run / "checkpoint.pt" if (run / "checkpoint.pt").exists() else resume_path
-        fail(f"step {int(first_bad)}: a loss or a gradient is no longer finite (noticed at step "
-             f"{step}, {nimg / 1000:g} kimg, {resolution} px {phase}, alpha {alpha:.2f}). " +
-             (f"{kept} is from before that: resume it" if kept else "Start again") +
-             " with a smaller --learning-rate or a larger --r1-gamma.", 1)
-    if stopping and not last:
-        print(f"stopped at {nimg / 1000:g} kimg; to go on: "
-              f"python train.py --resume {run / 'checkpoint.pt'}")
-        return 128 + stop.signal                               # 130 Ctrl-C, 143 SIGTERM, as a shell
-    print(f"done: {run / 'samples' / f'{nimg:09d}.png'}, {run / 'checkpoint.pt'}")
-    return 0
+        if bad:
+            fail(f"step {int(first_bad)}: a loss or a gradient is no longer finite (noticed at "
+                 f"step {step}, {nimg / 1000:g} kimg, {resolution} px {phase}, alpha {alpha:.2f}). "
+                 + (f"{kept} is from before that: resume it" if kept else "Start again") +
+                 " with a smaller --learning-rate or a larger --r1-gamma.", 1)
+        if stopped:
+            say(f"stopped at {nimg / 1000:g} kimg; to go on: python train.py --resume {kept}")
+        else:
+            say(f"done: {run / 'samples' / f'{nimg:09d}.png'}, {run / 'checkpoint.pt'}")
+    if stopped:
+        return 128 + (stop.signal or signal.SIGTERM)           # 130 Ctrl-C, 143 SIGTERM, as a shell
+    return int(bad)
 
 
 if __name__ == "__main__":

@@ -353,6 +353,26 @@ def rows_of(count, *args, **kwargs):
     return torch.cat(list(itertools.islice(data.StyleMixer(*args, **kwargs), count)))
 
 
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_a_batch_without_overlap(processes, tmp_path, photos):
+    """Lesson: together they see exactly the batch that one process would, each picture once."""
+    packed, _ = pack(photos, tmp_path / "cache")
+    dataset = data.PictureDataset(packed, data.find_pictures(photos), 8)
+    one = iter(data.picture_loader(dataset, 8, start=16))
+    rows = iter(data.StyleMixer(6, 8, start=32))
+    parts = [iter(data.picture_loader(dataset, 8 // processes, 16, process=p, processes=processes))
+             for p in range(processes)]
+    mixers = [iter(data.StyleMixer(6, 8 // processes, start=32, process=p, processes=processes))
+              for p in range(processes)]
+    for _ in range(3):
+        whole, whole_rows = next(one), next(rows)
+        for p in range(processes):
+            assert torch.equal(next(parts[p]), whole[p::processes])
+            assert torch.equal(next(mixers[p]), whole_rows[p::processes])
+    if processes > 1:                                          # control: the parts do differ
+        assert not torch.equal(whole[0::processes], whole[1::processes])
+
+
 def test_style_mixer_rows_can_be_predicted():
     """Lesson: rows begin with 0, never fall, rise by 1 at K-1 places, all equally likely."""
     rows = rows_of(50, 8, 100, styles=2, probability=1.0)

@@ -246,3 +246,29 @@ def test_a_bad_checkpoint_gets_one_clear_sentence(tmp_path):
     models.save_checkpoint(path, good)
     refused("generator_ema")
     assert not traces.exists()
+
+
+# ---- low precision ----
+
+
+def test_low_precision_is_near_and_its_sensitive_parts_are_float32():
+    """Lesson: convolutions see 8 bits behind the point (bfloat16); styles, sums and scores 24."""
+    G, D = models.make_generator(SMALL).eval(), models.make_discriminator(SMALL)
+    z, seen = torch.randn(4, 12), {}
+    images = G(z, noise_mode="none")
+    scores = D(images)
+    for network in (G, D):
+        for name, module in network.named_modules():
+            module.register_forward_hook(
+                lambda module, inputs, output, name=name: seen.update({name: output.dtype}))
+    for dtype, error in ((torch.bfloat16, 0.05), (torch.float16, 0.005)):
+        G.synthesis.dtype = D.dtype = dtype
+        low = G(z, noise_mode="none")
+        assert 0 < relative(low, images) < error               # above 0: the control
+        assert 0 < relative(D(images), scores) < error
+        assert low.dtype == torch.float32
+        for name in ("mapping", "synthesis.to_rgb.16", "from_rgb.16", "blocks.4.conv",
+                     "synthesis.blocks.16.adain0.style"):
+            assert seen[name] == torch.float32, name
+        for name in ("synthesis.blocks.16.conv0", "synthesis.blocks.16.adain1", "blocks.16.conv1"):
+            assert seen[name] == dtype, name

@@ -47,7 +47,7 @@ def start(*arguments, cwd, **options):
 
 def finish(process, code=0):
     out, error = process.communicate(timeout=120)
-    assert process.returncode == code, out + error
+    assert process.returncode == code, out + (error or "")
     return out, error
 
 
@@ -176,8 +176,9 @@ def test_ema_forgets_half_in_a_halflife():
 def test_what_is_not_finite_is_found():
     """Lesson: one bad number among a million gradients is enough."""
     layer = torch.nn.Linear(10, 10)
-    loss = layer(torch.randn(2, 10)).sum()
+    loss = layer(torch.randn(2, 10)).sum()[None]
     loss.backward()
+    loss = loss.detach()
     assert not train.not_finite(layer.parameters(), loss)                  # control
     assert train.not_finite(layer.parameters(), loss * math.inf)
     layer.weight.grad[3, 4] = math.nan
@@ -191,13 +192,82 @@ def test_a_generator_step_leaves_the_discriminator_alone():
     G, D = models.make_generator(settings), models.make_discriminator(settings)
     G_opt = train.new_adam(G, torch.device("cpu"))
     before = [p.clone() for p in D.parameters()], [p.clone() for p in G.parameters()]
-    mixes = [torch.zeros(4, 4, dtype=torch.long)] * 2
+    z, mixes = torch.randn(2, 4, 2, 8), torch.zeros(2, 4, 4, dtype=torch.long)
     still = torch.optim.SGD(D.parameters(), lr=0.0)
     reals = torch.rand(4, 3, 8, 8)
-    means, bad = train.training_step(G, D, G_opt, still, reals, mixes, 1.0, 1.0, 2)
+    means, bad = train.training_step(G, D, G_opt, still, reals, z, mixes, 1.0, 1.0)
     assert means.shape == (len(train.LOGGED) + 1,) and not bad
     assert all(torch.equal(a, b) for a, b in zip(before[0], D.parameters()))
     assert not all(torch.equal(a, b) for a, b in zip(before[1], G.parameters()))   # control
+
+
+class Recorder(torch.optim.SGD):
+    """An optimizer that changes nothing and remembers the gradients it was given."""
+
+    def step(self, closure=None):
+        self.seen = [p.grad.clone() for p in self.param_groups[0]["params"]
+                     if p.grad is not None]
+
+
+def gradients_of_a_step(process=0, processes=1, accumulate=1):
+    """Gradients of D and G and w_avg in the first step of a small network, batch 16, R1 and all.
+
+    (Noise strengths start at 0, so the noise, which differs between processes, does not matter.)
+    """
+    torch.manual_seed(0)
+    settings = dict(resolution=16, channel_base=64, channel_max=8, latent_dim=8, style_dim=8,
+                    mapping_dim=8, mapping_layers=2)
+    G, D = models.make_generator(settings), models.make_discriminator(settings)
+    G.synthesis.blocks["4"].const.weight.data.normal_()        # ones have no deviation to divide by
+    z, reals = torch.randn(2, 16, 2, 8), torch.rand(16, 3, 16, 16)
+    mixes = torch.randint(0, 2, (2, 16, 6))
+    G_opt, D_opt = (Recorder(network.parameters(), lr=0.0) for network in (G, D))
+    mine = slice(process, None, processes)
+    train.training_step(G, D, G_opt, D_opt, reals[mine], z[:, mine], mixes[:, mine], 0.5, 5.0,
+                        accumulate)
+    strengths = [i for i, (name, p) in enumerate(G.named_parameters()) if "noise" in name]
+    return D_opt.seen + [g for i, g in enumerate(G_opt.seen) if i not in strengths] + [G.w_avg]
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulating_is_the_same_step(accumulate):
+    """Lesson: a batch worked off in parts gives the same gradients, in less memory."""
+    whole, parts = gradients_of_a_step(), gradients_of_a_step(accumulate=accumulate)
+    assert max(relative(a, b) for a, b in zip(parts[:-1], whole[:-1])) < 1e-5
+    # Control: half of the batch alone has others.
+    assert max(relative(a, b) for a, b in zip(gradients_of_a_step(0, 2), whole)) > 0.01
+
+
+def _gradients_of_a_process(process, folder):
+    torch.distributed.init_process_group("gloo", init_method=(folder / "meeting").as_uri(),
+                                         rank=process, world_size=2)
+    torch.save(gradients_of_a_step(process, 2), folder / f"{process}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    """Lesson: averaging over processes is averaging over images; the groups of the minibatch
+    stddev are those of the whole batch, since each process takes every second image."""
+    torch.multiprocessing.spawn(_gradients_of_a_process, (tmp_path,), nprocs=2)
+    whole = gradients_of_a_step()
+    first, second = (torch.load(tmp_path / f"{p}.pt", weights_only=True) for p in range(2))
+    for ours, other, judge in zip(first, second, whole):
+        assert torch.equal(ours, other) and relative(ours, judge) < 1e-5
+    # Control: without the averaging, each has the gradients of its half.
+    assert max(relative(a, b) for a, b in zip(gradients_of_a_step(0, 2), whole)) > 0.01
+
+
+def test_fp16_scales_the_loss_and_the_gradient_comes_out_right():
+    """Lesson: a gradient of 1e-9 is 0 in float16, unless the loss was made larger beforehand."""
+    cpu, one = torch.device("cpu"), torch.ones(())
+    scale = train.new_scalers("fp16", cpu)[0].scale(one)
+    assert scale == 65536 and train.new_scalers("bf16", cpu)[0].scale(one) == 1
+    x, weight = torch.full((1, 1, 1, 1), 0.5), torch.full((1,), 2e-9)
+    for loss_scale, found in ((1.0, 0.0), (scale, 2e-9)):
+        x.requires_grad_()
+        scores = x.half().float() * weight                     # the gradient passes through x.half
+        r1 = train.r1_penalty(scores, x, loss_scale)
+        assert r1.item() == pytest.approx(found ** 2, rel=0.01)
 
 
 # ---- 2. the options ----
@@ -223,6 +293,8 @@ def test_tables_say_one_number_or_one_per_resolution():
     (["--samples-kimg", "inf"], "inf must be a number, 0 or more"),
     (["--data", ""], "--data: an empty path"),
     (["--batch", "4:8;16:4"], "neither a number nor a table"),
+    (["--batch", "9", "--accumulate", "2"], "--batch 9 at 4 px cannot be divided by 1 processes"),
+    (["--precision", "fp8"], "invalid choice: 'fp8'"),
     (["--channel-base", "4"], "leaves no channel"),
     (["--mixing-probability", "1.5"], "must be from 0 to 1"),
     (["--speed", "9"], "unrecognized arguments"),
@@ -358,6 +430,54 @@ def test_a_killed_and_resumed_run_ends_with_the_bits_of_one_never_stopped(pictur
         assert any(path.startswith(f"/{part}/") for path in found), part
 
 
+def torchrun(processes, *arguments, cwd, restarts=0):
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone",
+         f"--nproc_per_node={processes}", f"--max-restarts={restarts}", str(ROOT / "train.py"),
+         *map(str, arguments)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def workers_of(process):
+    """Process ids of the training processes that a torchrun has started, on Linux."""
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children
+            if "train.py" in pathlib.Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes to kill in /proc")
+def test_torchrun_shares_the_work_survives_a_kill_and_goes_on_with_another_number(
+        pictures, tmp_path):
+    """Lesson: a killed process ends all within seconds, --max-restarts goes on by itself from the
+    last checkpoint to the same end, and one process may finish what two have begun."""
+    options = ["--data", pictures, *TINY, "--workers", "0"]
+    finish(torchrun(2, *options, "--out", tmp_path / "quiet", cwd=tmp_path))
+    quiet = models.load_checkpoint(tmp_path / "quiet" / "checkpoint.pt")
+    lines = deterministic(tmp_path / "quiet")
+    assert [line["nimg"] for line in lines] == sorted({line["nimg"] for line in lines})
+
+    run = tmp_path / "stormy"
+    process = torchrun(2, *options, "--out", run, cwd=tmp_path, restarts=1)
+    wait_for(run, lambda line: line["nimg"] > 200, process)
+    os.kill(workers_of(process)[1], signal.SIGKILL)            # not the one that writes
+    finish(process)
+    assert differences(quiet, models.load_checkpoint(run / "checkpoint.pt")) == []
+    assert deterministic(run) == lines
+    resumed = json.loads((run / "settings.json").read_text())["resumed"]
+    assert len(resumed) == 1 and resumed[0]["nimg"] > 0        # control: it did start again
+
+    run = tmp_path / "changing"
+    process = torchrun(2, *options, "--out", run, cwd=tmp_path)
+    wait_for(run, lambda line: line["nimg"] > 200, process)
+    started = time.monotonic()
+    os.kill(workers_of(process)[0], signal.SIGKILL)            # the one that writes
+    finish(process, 1)
+    assert time.monotonic() - started < 30
+    finish(start("--resume", run / "checkpoint.pt", cwd=tmp_path))
+    alone = models.load_checkpoint(run / "checkpoint.pt")
+    assert alone["progress"]["nimg"] == quiet["progress"]["nimg"] == 600
+
+
 @pytest.fixture(scope="module")
 def finished_run(pictures, tmp_path_factory):
     """A short run, made in this process: the folder `runs` lies in the current one."""
@@ -470,6 +590,7 @@ def test_help_teaches_and_importing_does_nothing(tmp_path):
                    "--total-kimg --batch --learning-rate --r1-gamma --r1-interval --channel-base "
                    "--channel-max --latent-dim --style-dim --mapping-dim --mapping-layers "
                    "--styles-to-mix --mixing-probability --ema-halflife-kimg --workers --no-flip "
+                   "--accumulate --precision --compile "
                    "--samples-kimg --checkpoint-kimg --resume --out --seed --device").split():
         assert option in out, option
     for module in ("train", "stylegan_dataloader", "stylegan_models", "stylegan_layers"):
