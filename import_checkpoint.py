@@ -302,15 +302,15 @@ def read_anything(path):
 # nearly right makes pictures that are nearly right, and nobody would notice.
 
 WHY_NOT = {
-    "stylegan2": "holds a StyleGAN2 network: it scales its weights by the style instead of normalizing "
-                 "its features, and only StyleGAN is imported so far",
-    "stylegan3": "holds a StyleGAN3 network: its layers are filters on a continuous signal, which no "
-                 "network of this program can imitate",
+    "stylegan2": "holds a StyleGAN2 network: it scales its weights by the style instead of "
+                 "normalizing its features, and only StyleGAN is imported so far",
+    "stylegan3": "holds a StyleGAN3 network: its layers are filters on a continuous signal, which "
+                 "no network of this program can imitate",
     "progan": "holds a Progressive GAN without styles; only StyleGAN is imported",
-    "labels": "holds a class-conditional network (label_size {}): its mapping network also takes the "
-              "label, which the networks of this program have no input for",
-    "rosinality": "is a checkpoint of rosinality/style-based-gan-pytorch: its up-convolutions add the "
-                  "bias before the blur, which changes every pixel along the border of every "
+    "labels": "holds a class-conditional network (label_size {}): its mapping network also takes "
+              "the label, which the networks of this program have no input for",
+    "rosinality": "is a checkpoint of rosinality/style-based-gan-pytorch: its up-convolutions add "
+                  "the bias before the blur, which changes every pixel along the border of every "
                   "layer, so its weights make other pictures here",
     "humans": "is a checkpoint of StyleGAN-for-Humans: it adds noise of its own to every channel, "
               "where a StyleGAN adds one map to all, so its weights make other pictures here",
@@ -604,7 +604,7 @@ def import_file(path):
         unknown = sorted(names - HARMLESS)
         if unknown:
             raise Unreadable(f"asks for {reprlib.repr(unknown[0])}, which no official file needs, "
-                             f"so it was left unread")
+                             f"so nothing of it is used")
         G, D, Gs = networks = [network_of(part) for part in value]
         del value
         for network in networks:
@@ -660,7 +660,8 @@ def import_file(path):
 
 KIMG_SEEN, KIMG_MORE = 25000.0, 1000.0
 # [MACHINE] The paper's batches, for one GPU with 11 GB or more (not measured here). Less memory:
-#           --batch 4:64,64:16,128:8,256:4,512:2 when resuming; every other option can be given, too.
+#           --batch 4:64,64:16,128:8,256:4,512:2 when resuming. Every other option can be given
+#           there, too.
 FINE_TUNING = dict(
     initial_resolution=4, r1_interval=1, styles_to_mix=2, mixing_probability=0.9, seed=0,
     no_flip=False, allow_upsampling=False, max_bad=1.0, cache="cache", data=None,
@@ -722,10 +723,10 @@ def parse_args(argv=None):
         description="Turn an official StyleGAN checkpoint (a TensorFlow .pkl) into one of this\n"
                     "program. TensorFlow is not needed, and nothing in the file is run.",
         epilog="Then:\n"
-               "  python generate.py MODEL samples --psi 0.7 --cutoff 8     as the official samples\n"
-               f"  python train.py --resume MODEL --data photos/             {KIMG_MORE:g} kimg of "
+               "  python generate.py MODEL samples --psi 0.7 --cutoff 8   as the official samples\n"
+               f"  python train.py --resume MODEL --data photos/           {KIMG_MORE:g} kimg of "
                "fine-tuning\n"
-               "  python convert_resolution.py MODEL 512                    a smaller one\n"
+               "  python convert_resolution.py MODEL 512                  a smaller network\n"
                "The options of fine-tuning are the paper's for a GPU; others can be given to\n"
                "train.py together with --resume.")
     parser.add_argument("file", metavar="FILE", type=pathlib.Path,
@@ -760,13 +761,13 @@ def main(argv=None):
         # ---- 3. Write ----
         checkpoint = as_checkpoint(settings, generator, discriminator, generator_ema)
         models.save_checkpoint(out, checkpoint)
-    except (ValueError, OSError, RuntimeError) as error:       # torch: a full disk is a RuntimeError
+    except (ValueError, OSError, RuntimeError) as error:   # torch: a full disk is a RuntimeError
         fail(error)
     count = [sum(t.numel() for name, t in state.items()
                  if not name.endswith(".const") and name != "w_avg") / 1e6
              for state in (generator, discriminator)]
     r = settings["resolution"]
-    print(f"{path}: StyleGAN, {r}x{r}, {count[0]:.2g} M numbers in G, {count[1]:.2g} M in D")
+    print(f"{path}: StyleGAN, {r}x{r}, {count[0]:.3g} M parameters in G, {count[1]:.3g} M in D")
     print(f"{out}: {out.stat().st_size / 1e6:.0f} MB\n"
           f"look at it:   python generate.py {out} samples --psi 0.7 --cutoff 8\n"
           f"fine-tune it: python train.py --resume {out} --data photos/")

@@ -97,7 +97,7 @@ def variables(name):
 
 @contextlib.contextmanager
 def official_class():
-    """Within the block there is a class dnnlib.tflib.network.Network, so that pickle can name it."""
+    """Within the block there is a class dnnlib.tflib.network.Network that pickle can name."""
     modules = {name: types.ModuleType(name)
                for name in ("dnnlib", "dnnlib.tflib", "dnnlib.tflib.network")}
     cls = type("Network", (), {"__module__": "dnnlib.tflib.network"})
