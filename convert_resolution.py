@@ -152,7 +152,7 @@ def table_from(text):
 
 
 def at(table, resolution):
-    """The table's value: that of the largest resolution in it that is not above, or of its first."""
+    """The table's value: of the largest resolution in it that is not above, or of its first."""
     return table[max((r for r in table if r <= resolution), default=min(table))]
 
 
@@ -241,31 +241,33 @@ def difference(what, old, new, exact):
 
 @torch.no_grad()
 def compare_generators(name, old, new, z, shared):
-    """Yield the `Difference`s of two generators, and the old images at `shared` px.
+    """The old images of `shared` px, and a list of the `Difference`s of two generators.
 
     At the shared resolution both do the very same operations on the very same numbers, so the
     result must be the same to the last bit. At alpha 0 of the first new block, the image is the old
     one with every pixel copied to 2x2 places.
     """
     images = old(z, noise_mode="const", resolution=shared)
-    yield difference(f"{name}, images of {shared} px", images,
-                     new(z, noise_mode="const", resolution=shared), True), images
+    found = [difference(f"{name}, images of {shared} px", images,
+                        new(z, noise_mode="const", resolution=shared), True)]
     if str(2 * shared) in new.synthesis.blocks and shared == old.synthesis.resolution:
         enlarged = F.interpolate(images, scale_factor=2, mode="nearest")
         ours = new(z, noise_mode="const", resolution=2 * shared, alpha=0.0)
-        yield difference(f"{name}, images of {2 * shared} px at alpha 0", enlarged, ours,
-                         False), images
+        found.append(difference(f"{name}, images of {2 * shared} px at alpha 0", enlarged, ours,
+                                False))
+    return images, found
 
 
 @torch.no_grad()
 def compare_discriminators(old, new, images, shared):
-    """Yield the `Difference`s of two discriminators' scores of `images`, of `shared` px."""
+    """A list of the `Difference`s of two discriminators' scores of `images`, of `shared` px."""
     scores = old(images)
-    yield difference(f"D, scores of {shared} px", scores, new(images), True)
+    found = [difference(f"D, scores of {shared} px", scores, new(images), True)]
     if str(2 * shared) in new.blocks and shared == old.resolution:
         enlarged = F.interpolate(images, scale_factor=2, mode="nearest")
-        yield difference(f"D, scores of {2 * shared} px at alpha 0", scores,
-                         new(enlarged, alpha=0.0), False)
+        found.append(difference(f"D, scores of {2 * shared} px at alpha 0", scores,
+                                new(enlarged, alpha=0.0), False))
+    return found
 
 
 def with_state(network, state):
@@ -397,32 +399,33 @@ def main(argv=None):
         shared = min(old, new)
         torch.manual_seed(options.seed)
         G, old_G = models.make_generator(new_settings), models.make_generator(settings)
-        fresh_g = G.state_dict()
-        result, lines, differences = {"settings": new_settings}, [], []
-        z = torch.randn(2, settings["latent_dim"])
-        copied = {}
+        wanted = G.state_dict()
+        result, copied, lines, differences, images = {"settings": new_settings}, {}, [], [], []
+        z = torch.randn(1, settings["latent_dim"])
         for part, name in (("generator", "G"), ("generator_ema", "G_ema")):
             if part not in checkpoint:
                 continue
             given = donor.get(part, donor.get("generator_ema"))
-            state, parts = convert_state(checkpoint[part], fresh_g, shared, given)
+            state, parts = convert_state(checkpoint[part], wanted, shared, given)
             result[part], copied[part] = state, set(parts.copied)
+            wanted = state             # the same new blocks again; what else was drawn is let go
             lines.append(summary(name, parts, checkpoint[part], state))
             with_state(old_G, checkpoint[part]), with_state(G, state)
-            for found, images in compare_generators(name, old_G, G, z, shared):
-                differences.append(found)
+            image, found = compare_generators(name, old_G, G, z, shared)
+            images.append(image)
+            differences += found
         if "discriminator" in checkpoint:
             D = models.make_discriminator(new_settings)
             old_D = models.make_discriminator(settings)
-            fresh_d, keep = D.state_dict(), options.discriminator == "keep"
-            state, parts = convert_state(checkpoint["discriminator"], fresh_d,
+            keep = options.discriminator == "keep"
+            state, parts = convert_state(checkpoint["discriminator"], D.state_dict(),
                                          shared if keep else -1,
                                          donor.get("discriminator") if keep else None)
             result["discriminator"], copied["discriminator"] = state, set(parts.copied)
             lines.append(summary("D", parts, checkpoint["discriminator"], state))
             with_state(old_D, checkpoint["discriminator"]), with_state(D, state)
             if keep:
-                differences += compare_discriminators(old_D, D, images, shared)
+                differences += compare_discriminators(old_D, D, torch.cat(images), shared)
         donor = None                                           # its lower blocks are not needed
 
         # ---- 3. What a run needs beside its networks ----
