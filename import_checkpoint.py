@@ -39,6 +39,9 @@ from stylegan_models import CheckpointError, OneLineParser
 
 fail = functools.partial(models.fail, "import_checkpoint.py")
 
+# [MACHINE] 2 CPU cores, a file of 1024 px (325 MB): 4 s, and 1.0 GB of memory, of which 0.5 GB are
+#           what torch takes by itself (measured). No GPU is used.
+
 # ==== Part 1: reading a pickle without running it =============================================
 #
 # A pickle is not data but a program for a small machine with a stack. Most instructions push plain
@@ -121,6 +124,7 @@ def read_pickle(file):
     """
     stack, memo, names = [], {}, set()
 
+    # The stack may hold MARKs among the values: a MARK says "a list or a dict begins here".
     def pop(kind=object):
         value = stack.pop()
         if value is MARK or not isinstance(value, kind):
@@ -137,6 +141,7 @@ def read_pickle(file):
         del stack[start:]
         return values
 
+    # The only thing that ever happens to a name: it is written down.
     def named(name, args=None):
         names.add(name)
         return Named(name, args)
@@ -205,6 +210,7 @@ def read_pickle(file):
                 put_items(target, values)
                 stack.append(target)
             # -- keeping things for later --
+            # A file says everything once: what it needs again, it puts under a number.
             case "MEMOIZE":
                 memo[len(memo)] = stack[-1]
             case "PUT" | "BINPUT" | "LONG_BINPUT":

@@ -92,7 +92,7 @@ def stage_now(checkpoint):
 
 
 def test_a_small_network_is_the_lower_part_of_a_large_one():
-    """Lesson: widths are a function of a block's own resolution, so the final one is not in them."""
+    """Lesson: a block's width is a function of its own resolution; the final one is not in it."""
     with torch.device("meta"):
         for make in (models.make_generator, models.make_discriminator):
             large = make(SMALL | {"resolution": 64}).state_dict()

@@ -457,7 +457,8 @@ def test_huge_claims_are_refused_in_little_memory(tmp_path, capsys, claim):
 
 @pytest.mark.parametrize("change", [
     dict(fmap_max=10 ** 15), dict(fmap_base=10 ** 6, fmap_max=10 ** 6),
-    dict(mapping_layers=10 ** 9), dict(resolution=2 ** 40), dict(resolution=12), dict(latent_size=-1), dict(latent_size=1.5),
+    dict(mapping_layers=10 ** 9), dict(resolution=2 ** 40), dict(resolution=12),
+    dict(latent_size=-1), dict(latent_size=1.5),
     dict(latent_size="many"), dict(dlatent_size=None), dict(fmap_max=float("nan")),
     dict(resolution=8), dict(resolution=32), dict(mapping_layers=1)])
 def test_impossible_settings_are_refused(tmp_path, capsys, change):
