@@ -381,6 +381,11 @@ class Network(NamedTuple):
     variables: dict            # "synthesis/4x4/Conv/bias" -> the note of an array
 
 
+def as_dict(value):
+    """A dict that was pickled as one, or as a kind of dict (OrderedDict, EasyDict)."""
+    return dict(value.items if isinstance(value, Named) else value)
+
+
 def network_of(note):
     """The `Network` that a pickled dnnlib object describes.
 
@@ -389,11 +394,11 @@ def network_of(note):
     if not isinstance(note, Named) or not note.name.endswith("Network"):
         raise Unreadable("has something else where a network should be")
     state = note.state
-    kwargs, variables = dict(state["static_kwargs"]), dict(state["variables"])
-    for prefix, part in state.get("components", {}).items():
+    kwargs, variables = as_dict(state["static_kwargs"]), dict(state["variables"])
+    for prefix, part in as_dict(state.get("components", {})).items():
         if part is note or part.state.get("components"):
             raise Unreadable("has networks nested deeper than G's two halves")
-        kwargs.update(part.state["static_kwargs"])
+        kwargs.update(as_dict(part.state["static_kwargs"]))
         variables.update((f"{prefix}/{name}", value) for name, value in part.state["variables"])
     return Network(state["build_func_name"], kwargs, variables)
 

@@ -110,9 +110,9 @@ def official_class():
             del sys.modules[name]
 
 
-def network(cls, builder, kwargs, arrays, parts=()):
+def network(cls, builder, kwargs, arrays, parts=(), kind=dict):
     """An object with the state of an official network; parts: names of its sub-networks."""
-    state = dict(version=3, name=builder, static_kwargs=dict(kwargs), components={},
+    state = dict(version=3, name=builder, static_kwargs=kind(kwargs), components=kind(),
                  build_module_src="raise SystemExit('the source in the file was run')",
                  build_func_name=builder)
     own = dict(arrays)
@@ -126,11 +126,12 @@ def network(cls, builder, kwargs, arrays, parts=()):
     return made
 
 
-def pickled(G, D, Gs, kwargs_g, kwargs_d, protocol=4, builders=("G_style", "D_basic")):
+def pickled(G, D, Gs, kwargs_g, kwargs_d, protocol=4, builders=("G_style", "D_basic"),
+            kind=dict):
     """The bytes of an official file with these variables, in which G's are named G_mapping/..."""
     with official_class() as cls:
         parts = ("synthesis", "mapping")
-        networks = (network(cls, builders[0], kwargs_g, G, parts),
-                    network(cls, builders[1], kwargs_d, D),
-                    network(cls, builders[0], kwargs_g, Gs, parts))
+        networks = (network(cls, builders[0], kwargs_g, G, parts, kind),
+                    network(cls, builders[1], kwargs_d, D, kind=kind),
+                    network(cls, builders[0], kwargs_g, Gs, parts, kind))
         return pickle.dumps(networks, protocol=protocol)

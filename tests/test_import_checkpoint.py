@@ -1,5 +1,6 @@
 """import_checkpoint.py: official numbers out of official files; and nothing in a file is run."""
 
+import collections
 import copyreg
 import io
 import os
@@ -231,6 +232,21 @@ def test_tables_cover_every_parameter_once():
         assert sorted(row[0] for row in rows) == sorted(network.state_dict())
         assert len({row[1] for row in rows}) == len(rows)
         assert {row[2] for row in rows} <= set(import_checkpoint.LAYOUTS)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_whole_files_of_every_protocol_give_the_same_networks(tmp_path, tiny, protocol):
+    """Lesson: protocol and kind of dict are matters of the writer's Python, not of the network."""
+    rng, path = np.random.default_rng(0), tmp_path / "official.pkl"
+    path.write_bytes(tiny)
+    _, *wanted = import_file(path)
+    G, D, Gs = [{name: rng.standard_normal(shape).astype(np.float32)
+                 for name, shape in shapes.items()}
+                for shapes in (*official_shapes(16, KWARGS_G), official_shapes(16, KWARGS_G)[0])]
+    path.write_bytes(official.pickled(G, D, Gs, collections.OrderedDict(KWARGS_G), KWARGS_D,
+                                      protocol, kind=collections.OrderedDict))
+    for state, judge in zip(import_file(path)[1:], wanted):
+        assert all(torch.equal(state[name], judge[name]) for name in judge)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
