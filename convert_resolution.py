@@ -74,7 +74,10 @@ def resolution_of(name):
 
 
 class Parts(NamedTuple):
-    """Where the tensors of a new state dict come from: four lists of names."""
+    """Where the tensors of a new state dict come from: four lists of names.
+
+    The names in `dropped` are of the old state dict, the others of the new one.
+    """
     copied: list
     donated: list
     created: list
@@ -125,6 +128,7 @@ def convert_adam(optimizer, old_network, new_network, copied):
 def convert_samples(samples, resolution):
     """The sample grid for another resolution: z stays, style rows grow or shrink, fewer if large.
 
+    Why:    one can then watch the same face before and after, image by image.
     Shapes: z [n, K, latent]; style_index [n, L]. The grid is made no larger than train.py makes its
             own, at most 4096 pixels across; the last row, whose styles are mixed, stays the last.
     Proved: tests/test_convert_resolution.py::test_the_sample_grid_shows_the_same_faces
@@ -166,7 +170,12 @@ def show(table):
 
 
 def from_here_on(before, since, after):
-    """A table that is `before` up to the resolution `since` and `after` above it."""
+    """A table that is `before` up to the resolution `since` and `after` above it.
+
+    Why:    train.py computes where it is from the lengths of all phases so far. To change one that
+            is over would move the run to another place.
+    Proved: tests/test_convert_resolution.py::test_a_run_in_the_middle_keeps_its_place
+    """
     kept = {r: value for r, value in before.items() if r <= since}
     kept.setdefault(min([*before, since]), at(before, since))
     later = {r: value for r, value in after.items() if r > 2 * since}
@@ -197,6 +206,8 @@ def convert_schedule(options, progress, old, new, fade_kimg=None, learning_rate=
     above = models.resolutions_up_to(new)[len(models.resolutions_up_to(min(now, new))):]
     fades = from_here_on(fades, now, fade_kimg or fades)
 
+    # Where the run stands (`now`) decides, not what its networks could do: a run of 1024 px that was
+    # kept at 16 px and is made one of 256 px has lost nothing that it had learned.
     if now > new or (now == new and phase == "stabilize"):                 # downwards
         # As long as at the old final resolution: entries below it may be what this program wrote.
         initial, stays = new, {new: at(stays, old)}
@@ -223,6 +234,10 @@ def convert_schedule(options, progress, old, new, fade_kimg=None, learning_rate=
 
 
 # ==== Part 3: the proof =======================================================================
+#
+# Renaming and reordering are easily done nearly right. So the program does not ask to be believed:
+# it runs the old networks and the new ones on the same z, and writes nothing if they differ.
+# Proved: tests/test_convert_resolution.py::test_the_program_proves_it_before_it_writes
 
 
 class Difference(NamedTuple):
@@ -275,7 +290,7 @@ def compare_discriminators(old, new, images, shared):
 
 
 def with_state(network, state):
-    """The network with these very tensors (no copies), in eval mode."""
+    """The network with these very tensors (no copies), in eval mode, w_avg standing still."""
     network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)
 
@@ -400,6 +415,8 @@ def main(argv=None):
             raise CheckpointError(f"{path}: {error}") from None
 
         # ---- 2. The networks: G and its average, which get the same new blocks, and D ----
+        # An average of a block that has not made a step is the block. One G and one old_G serve for
+        # both in turn, since a network of the paper's widths takes 100 MB.
         shared = min(old, new)
         torch.manual_seed(options.seed)
         G, old_G = models.make_generator(new_settings), models.make_generator(settings)
@@ -428,6 +445,7 @@ def main(argv=None):
             result["discriminator"], copied["discriminator"] = state, set(parts.copied)
             lines.append(summary("D", parts, checkpoint["discriminator"], state))
             with_state(old_D, checkpoint["discriminator"]), with_state(D, state)
+            # D sees the images of G and of its average as one batch, for its minibatch stddev.
             if keep:
                 differences += compare_discriminators(old_D, D, torch.cat(images), shared)
         donor = None                                           # its lower blocks are not needed

@@ -45,10 +45,23 @@ fail = functools.partial(models.fail, "import_checkpoint.py")
 # ==== Part 1: reading a pickle without running it =============================================
 #
 # A pickle is not data but a program for a small machine with a stack. Most instructions push plain
-# values ("push the string 'bias'", "push these 4096 bytes") or gather what lies on the stack into
-# lists and dicts. But a few say "import this name" and "call what lies there with these arguments",
-# and a name may be os.system. Python's unpickler obeys, so whoever wrote the file can run what he
-# likes on the computer of whoever opens it.
+# values or gather what lies on the stack into lists and dicts. The list ["bias"] is
+#
+#     EMPTY_LIST                     push []
+#     SHORT_BINUNICODE 'bias'        push "bias"
+#     APPEND                         take it off and append it to the list below
+#     STOP                           what lies on top is the value of the file
+#
+# But a few instructions say "import this name" and "call what lies there with these arguments", and
+# the name may be os.system:
+#
+#     GLOBAL 'os system'             push the function
+#     SHORT_BINUNICODE 'rm -r ~'     push a string
+#     TUPLE1                         take it off, push the tuple of arguments
+#     REDUCE                         take both off, call, push what comes back
+#
+# Python's unpickler obeys, so whoever wrote the file can do what he likes with the computer of
+# whoever opens it. `python -m pickletools FILE` shows any file like this, and runs nothing.
 #
 # The machine below lacks these powers. Where the file wants a name imported, it writes the name
 # down; where the file wants a call, it writes down what was to be called, and with what:
@@ -117,8 +130,9 @@ def read_pickle(file):
     """Follow one pickle to its end: (its value, the set of all names that it asked for).
 
     The value is made of None, bool, int, float, str, bytes, list, tuple, dict and `Named`; sets
-    become lists. pickletools, of the standard library, takes the bytes apart into instructions and
-    their arguments; what they do to the stack is told here.
+    become lists, since nothing here asks for one and hashing what a file brings is work that the
+    file could make long. pickletools, of the standard library, takes the bytes apart into
+    instructions and their arguments; what they do to the stack is told here.
     Errors: Unreadable, or what Python raises when a stack is empty or a name unknown to the memo.
     Proved: tests/test_import_checkpoint.py::test_plain_values_come_out_as_pickle_gives_them
     """
@@ -155,6 +169,8 @@ def read_pickle(file):
                 raise Unreadable("a dict in it has a key that is neither text nor a number")
             target[key] = value
 
+    # One instruction after the other, by what kind of thing they do. Six protocols have left several
+    # names for the same deed: BININT1 is a BININT for small numbers, that saves three bytes.
     for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
         if count >= MOST_INSTRUCTIONS:
             raise Unreadable(f"it has more than {MOST_INSTRUCTIONS} instructions")
@@ -375,7 +391,12 @@ HARMLESS = {
 
 
 class Network(NamedTuple):
-    """One official network, its sub-networks merged into it."""
+    """One official network, its sub-networks merged into it.
+
+    The official G consists of two networks with their own variables, `synthesis` and `mapping`; the
+    names of theirs get that word in front, as if it were a folder. The source code that the file
+    brings along ("build_module_src") is left where it is.
+    """
     builder: str               # the name of the function that made it: "G_style"
     kwargs: dict               # what that function was given
     variables: dict            # "synthesis/4x4/Conv/bias" -> the note of an array
@@ -489,7 +510,11 @@ LAYOUTS = {
 
 
 class Format(NamedTuple):
-    """All that distinguishes one public format from another."""
+    """All that distinguishes one public format from another.
+
+    A further one is a further entry of `FORMATS`: its tables, and where its arrays lie differently
+    a further entry of `LAYOUTS`. Reading, checking and writing stay as they are.
+    """
     title: str
     builders: tuple            # functions that made G and D
     settings: dict             # our name -> (their name, their default)
@@ -524,7 +549,12 @@ OTHER_BUILDERS = {"G_main": "stylegan2", "G_stylegan2": "stylegan2", "D_stylegan
 
 
 def rows_of(table, resolution, mapping_layers):
-    """Yield (our name, official name, layout, resolution or None) for every array of a network."""
+    """Yield (our name, official name, layout, resolution or None) for every array of a network.
+
+    The official count of resolutions is from the top, ours has no need to count: so the same 64 px
+    layer is called ToRGB_lod4 in a 1024 px network and ToRGB_lod0 in one of 64 px.
+    Proved: tests/test_import_checkpoint.py::test_tables_cover_every_parameter_once
+    """
     resolutions = models.resolutions_up_to(resolution)
     for line in table.split("\n"):
         if not line.strip():
@@ -555,6 +585,7 @@ def array_of(note):
     if isinstance(note, (int, float)):
         return np.float32(note)
     kind = note.name.replace("numpy._core.", "numpy.core.")            # its name since numpy 2
+    # frombuffer and reshape below refuse a shape that does not fit the bytes; neither allocates.
     if kind == "numpy.core.multiarray._reconstruct":
         _, shape, dtype, fortran, raw = note.state
     elif kind == "numpy.core.multiarray.scalar":
@@ -616,6 +647,8 @@ def import_file(path):
         if unknown:
             raise Unreadable(f"asks for {reprlib.repr(unknown[0])}, which no official file needs, "
                              f"so nothing of it is used")
+        # From here on there is nothing but arrays and options. G is the generator as it was trained,
+        # Gs its moving average.
         G, D, Gs = networks = [network_of(part) for part in value]
         del value
         for network in networks:
@@ -636,6 +669,8 @@ def import_file(path):
                     raise Unreadable(f"has networks built with {option} = {reprlib.repr(given)}; "
                                      f"only {wanted} can be imported")
 
+        # The file says what was asked for when the network was made; what was not said has the
+        # official default. Limits first: nothing is built from a number that a file chose freely.
         settings = {}
         for ours, (theirs, default) in style.settings.items():
             number = G.kwargs.get(theirs, default)
@@ -691,7 +726,10 @@ def new_adam(parameters):
 
 
 def sample_inputs(settings):
-    """The z and style rows of train.py's sample grid: its last row is mixed, layer by layer."""
+    """The z and style rows of train.py's sample grid, as `new_samples` there: last row mixed.
+
+    Shapes: z [n, K, latent] with K = 2 styles an image; style_index [n, L].
+    """
     resolution = settings["resolution"]
     columns = min(8, max(2, 4096 // resolution))
     rows = min(6, max(2, 2048 // resolution))
