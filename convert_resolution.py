@@ -206,8 +206,8 @@ def convert_schedule(options, progress, old, new, fade_kimg=None, learning_rate=
     above = models.resolutions_up_to(new)[len(models.resolutions_up_to(min(now, new))):]
     fades = from_here_on(fades, now, fade_kimg or fades)
 
-    # Where the run stands (`now`) decides, not what its networks could do: a run of 1024 px that was
-    # kept at 16 px and is made one of 256 px has lost nothing that it had learned.
+    # Where the run stands (`now`) decides, not what its networks could do: a run towards 1024 px,
+    # kept at 16 px and turned towards 256 px, has lost nothing that it had learned.
     if now > new or (now == new and phase == "stabilize"):                 # downwards
         # As long as at the old final resolution: entries below it may be what this program wrote.
         initial, stays = new, {new: at(stays, old)}

@@ -169,8 +169,8 @@ def read_pickle(file):
                 raise Unreadable("a dict in it has a key that is neither text nor a number")
             target[key] = value
 
-    # One instruction after the other, by what kind of thing they do. Six protocols have left several
-    # names for the same deed: BININT1 is a BININT for small numbers, that saves three bytes.
+    # One instruction after the other, by what kind of thing they do. Six protocols have left
+    # several names for the same deed: BININT1 is a BININT for small numbers, three bytes shorter.
     for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
         if count >= MOST_INSTRUCTIONS:
             raise Unreadable(f"it has more than {MOST_INSTRUCTIONS} instructions")
@@ -647,8 +647,8 @@ def import_file(path):
         if unknown:
             raise Unreadable(f"asks for {reprlib.repr(unknown[0])}, which no official file needs, "
                              f"so nothing of it is used")
-        # From here on there is nothing but arrays and options. G is the generator as it was trained,
-        # Gs its moving average.
+        # From here on there is nothing but arrays and options. G is the generator as it was
+        # trained, Gs its moving average.
         G, D, Gs = networks = [network_of(part) for part in value]
         del value
         for network in networks:
