@@ -4,7 +4,11 @@ The arrays in tests/data were computed by the official TensorFlow networks with 
 random: 32x32, z 48, w 40, mapping layers of 56, widths 32 32 16 8.
 """
 
+import contextlib
 import pathlib
+import pickle
+import sys
+import types
 
 import numpy as np
 import torch
@@ -77,3 +81,57 @@ def networks():
         network.load_state_dict({ours: to_ours(arrays[theirs], state[ours].shape)
                                  for ours, theirs in names.items()})
     return G.eval(), D
+
+
+# ---- the same as official files, for import_checkpoint.py ----
+
+
+def variables(name):
+    """The arrays of one npz as the official files hold them: numpy, lods added, in one dict."""
+    arrays = {key: value.numpy() for key, value in load(name).items()}
+    arrays["lod"] = np.float32(0)
+    if name == "g":
+        arrays["G_synthesis/lod"] = np.float32(0)
+    return arrays
+
+
+@contextlib.contextmanager
+def official_class():
+    """Within the block there is a class dnnlib.tflib.network.Network that pickle can name."""
+    modules = {name: types.ModuleType(name)
+               for name in ("dnnlib", "dnnlib.tflib", "dnnlib.tflib.network")}
+    cls = type("Network", (), {"__module__": "dnnlib.tflib.network"})
+    modules["dnnlib.tflib.network"].Network = cls
+    sys.modules.update(modules)
+    try:
+        yield cls
+    finally:
+        for name in modules:
+            del sys.modules[name]
+
+
+def network(cls, builder, kwargs, arrays, parts=(), kind=dict):
+    """An object with the state of an official network; parts: names of its sub-networks."""
+    state = dict(version=3, name=builder, static_kwargs=kind(kwargs), components=kind(),
+                 build_module_src="raise SystemExit('the source in the file was run')",
+                 build_func_name=builder)
+    own = dict(arrays)
+    for part in parts:
+        inner = {key.split("/", 1)[1]: own.pop(key) for key in list(own)
+                 if key.startswith(f"G_{part}/")}
+        state["components"][part] = network(cls, f"G_{part}", kwargs, inner)
+    state["variables"] = list(own.items())
+    made = cls()
+    made.__dict__.update(state)
+    return made
+
+
+def pickled(G, D, Gs, kwargs_g, kwargs_d, protocol=4, builders=("G_style", "D_basic"),
+            kind=dict):
+    """The bytes of an official file with these variables, in which G's are named G_mapping/..."""
+    with official_class() as cls:
+        parts = ("synthesis", "mapping")
+        networks = (network(cls, builders[0], kwargs_g, G, parts, kind),
+                    network(cls, builders[1], kwargs_d, D, kind=kind),
+                    network(cls, builders[0], kwargs_g, Gs, parts, kind))
+        return pickle.dumps(networks, protocol=protocol)

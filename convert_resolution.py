@@ -1,0 +1,510 @@
+"""convert_resolution.py: a checkpoint of one resolution becomes one of another.   (5th)
+
+    python convert_resolution.py small.pt 1024                     new blocks from scratch
+    python convert_resolution.py small.pt 1024 --donor large.pt    new blocks from another network
+    python convert_resolution.py large.pt 256                      the top cut off
+    python train.py --resume small-to-1024.pt                      goes on from there
+
+Read before: stylegan_models.py, stylegan_layers.py.     Read next: morph.py
+Paper:   Karras et al. 2018, "ProGAN" (arXiv 1710.10196), section 2 and figure 2: growing.
+Needs:   torch; a CPU is enough: 256 to 1024 px at the paper's widths takes seconds.
+Letters: N images in the batch; K styles mixed in one image; L style layers; R pixels a side;
+         R0 the largest resolution that the old and the new network share.
+
+What does a final resolution bake into a network? Less than one would think. Blocks are named by
+their own resolution and their widths are computed from it (`channels_at`), z and w know nothing of
+pixels, and one w serves any number of layers. So a 256 px network is, name by name and number by
+number, the lower part of a 1024 px one, and converting is mostly a matter of which names are there.
+Proved: tests/test_convert_resolution.py::test_a_small_network_is_the_lower_part_of_a_large_one
+
+What IS baked in, and is changed here:
+
+- the style layers, two a block: everything with an L axis in it, which is the style rows of the
+  sample grid. A style row is continued upwards by its last entry, the style of the finest layer.
+- the schedule. A finished run is at its end; a new final resolution must put it in front of the
+  next fade-in. The clock (nimg) goes on, since it counts what the networks have seen; the schedule
+  is rewritten around it.
+- R1's meaning: --r1-gamma is given as seen at the final resolution, and `r1_weight` in train.py
+  converts it to others. It stays what it was, and means the new final resolution.
+- downwards, to_rgb and from_rgb. A network of 1024 px does have a to_rgb for 256 px, but it has not
+  been trained since 512 px had faded in, while the block below it has moved on. So pictures of a
+  network whose top was cut off have glaring colours first, and training goes on at that resolution
+  (README.md: 32 px cut to 16, the colours were nearly right again after 10 kimg).
+  Proved: ::test_a_lower_to_rgb_is_not_trained_any_more
+
+And what of the rest? Four questions have no answer in the paper; each is an option here, and
+README.md ("Another resolution") shows what was measured for it:
+
+  the large blocks    from scratch, or --donor: blocks that already make sharp detail, but learned
+                      it from another network's features
+  --discriminator     keep: it knows these pictures, and G was made by it; its new blocks are as
+                      untrained as G's. fresh: what it knew about small pictures is forgotten
+  --learning-rate     by default that of the run, which has a table over resolutions
+  --fade-kimg         by default that of the run: a new block is untrained wherever it comes from,
+                      and its fade-in is what protects the old ones from its first gradients
+"""
+
+import argparse
+import functools
+import math
+import pathlib
+import re
+import shutil
+import sys
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+import stylegan_models as models
+from stylegan_models import CheckpointError, OneLineParser, number_from
+
+fail = functools.partial(models.fail, "convert_resolution.py")
+
+# [MACHINE] 2 CPU cores, 256 to 1024 px at the paper's widths: 7.6 s, and 1.9 GB of memory for a
+#           checkpoint of 0.7 GB (measured; 0.6 GB of it are torch itself). No GPU is used.
+
+# ==== Part 1: the networks ====================================================================
+
+
+def resolution_of(name):
+    """The resolution of the block that a parameter belongs to; 0 for what has none (mapping)."""
+    match = re.search(r"(?:blocks|to_rgb|from_rgb)\.(\d+)\.", name)
+    return int(match[1]) if match else 0
+
+
+class Parts(NamedTuple):
+    """Where the tensors of a new state dict come from: four lists of names.
+
+    The names in `dropped` are of the old state dict, the others of the new one.
+    """
+    copied: list
+    donated: list
+    created: list
+    dropped: list
+
+
+def convert_state(old, wanted, shared, donor=None):
+    """(new state dict, Parts): `old` brought to the names of `wanted`, a new network's state dict.
+
+    Each tensor comes from `old` up to the resolution `shared`; above, from `donor` or, without one,
+    from `wanted`, which is freshly drawn. Nothing is copied in memory: tensors are only handed on.
+    Proved: tests/test_convert_resolution.py::test_every_tensor_comes_from_where_it_should
+    """
+    state, parts = {}, Parts([], [], [], [])
+    for name, fresh in wanted.items():
+        if resolution_of(name) <= shared:
+            state[name] = old[name]
+            parts.copied.append(name)
+        elif donor is not None:
+            state[name] = donor[name]
+            parts.donated.append(name)
+        else:
+            state[name] = fresh
+            parts.created.append(name)
+    parts.dropped.extend(name for name in old if name not in wanted)
+    return state, parts
+
+
+def convert_adam(optimizer, old_network, new_network, copied):
+    """Adam's state dict for the new network: the moments of the `copied` parameters, no others.
+
+    Why:    Adam numbers its parameters in the order of network.parameters(), and a new block shifts
+            the numbers of all that come after it, so moments are matched by name. A parameter
+            without moments gets its own at its first step, with a step count of its own.
+    Errors: KeyError, TypeError, IndexError for what is no state of an Adam.
+    Proved: tests/test_convert_resolution.py::test_adams_moments_follow_their_parameters
+    """
+    group, = optimizer["param_groups"]
+    old_number = {name: k for k, (name, _) in enumerate(old_network.named_parameters())}
+    if len(group["params"]) != len(old_number):
+        raise KeyError("params")
+    new_names = [name for name, _ in new_network.named_parameters()]
+    state = {new: optimizer["state"][old_number[name]] for new, name in enumerate(new_names)
+             if name in copied and old_number[name] in optimizer["state"]}
+    return {"state": state, "param_groups": [{**group, "params": list(range(len(new_names)))}]}
+
+
+def convert_samples(samples, resolution):
+    """The sample grid for another resolution: z stays, style rows grow or shrink, fewer if large.
+
+    Why:    one can then watch the same face before and after, image by image.
+    Shapes: z [n, K, latent]; style_index [n, L]. The grid is made no larger than train.py makes its
+            own, at most 4096 pixels across; the last row, whose styles are mixed, stays the last.
+    Proved: tests/test_convert_resolution.py::test_the_sample_grid_shows_the_same_faces
+    """
+    columns, layers = samples["columns"], models.num_style_layers(resolution)
+    n = len(samples["z"]) // columns * columns
+    number = torch.arange(n).view(-1, columns)                             # [rows, columns]
+    wide = min(columns, max(2, 4096 // resolution))
+    high = min(len(number), max(2, 2048 // resolution))
+    kept = torch.cat([number[:high - 1], number[-1:]])[:, :wide].flatten()
+    rows = samples["style_index"][kept]                                    # [n', L]
+    missing = max(0, layers - rows.shape[1])
+    rows = torch.cat([rows, rows[:, -1:].expand(-1, missing)], dim=1)[:, :layers]
+    return {"z": samples["z"][kept], "style_index": rows.contiguous(), "columns": wide}
+
+
+# ==== Part 2: the schedule ====================================================================
+
+
+def table_from(text):
+    """ "32" or "4:32,8:16" -> {4: 32.0} or {4: 32.0, 8: 16.0}, as train.py understands them."""
+    pairs = [part.split(":") for part in str(text).split(",")]
+    if len(pairs) == 1 and len(pairs[0]) == 1:
+        pairs = [["4", pairs[0][0]]]
+    table = {int(r): float(value) for r, value in pairs}
+    if any(value < 0 or not math.isfinite(value) for value in table.values()):
+        raise ValueError(f"{text!r} has a value below 0, or an infinite one")
+    return table
+
+
+def at(table, resolution):
+    """The table's value: of the largest resolution in it that is not above, or of its first."""
+    return table[max((r for r in table if r <= resolution), default=min(table))]
+
+
+def show(table):
+    """The opposite of `table_from`."""
+    return ",".join(f"{r}:{value:.12g}" for r, value in sorted(table.items()))
+
+
+def from_here_on(before, since, after):
+    """A table that is `before` up to the resolution `since` and `after` above it.
+
+    Why:    train.py computes where it is from the lengths of all phases so far. To change one that
+            is over would move the run to another place.
+    Proved: tests/test_convert_resolution.py::test_a_run_in_the_middle_keeps_its_place
+    """
+    kept = {r: value for r, value in before.items() if r <= since}
+    kept.setdefault(min([*before, since]), at(before, since))
+    later = {r: value for r, value in after.items() if r > 2 * since}
+    return {**kept, 2 * since: at(after, 2 * since), **later}
+
+
+def convert_schedule(options, progress, old, new, fade_kimg=None, learning_rate=None):
+    """(options, progress) with which train.py goes on at the right point.
+
+    Three cases:
+    - a run in the middle of growing, at a resolution that both networks have: nothing is moved, it
+      only ends at another resolution;
+    - upwards, at its final resolution: the schedule is put so that the fade-in of the first new
+      block begins at this nimg. In the words of its options: begin at the old resolution,
+      "stabilize" it for all images seen so far, then fade;
+    - downwards: begin at the new resolution, go on there for another stabilizing phase.
+    Units:  fade_kimg, learning_rate: tables, or None for the run's own.
+    Errors: KeyError, TypeError, ValueError for options that train.py did not write.
+    Proved: tests/test_convert_resolution.py::test_the_resumed_run_begins_with_the_fade_in,
+            ::test_a_run_in_the_middle_keeps_its_place
+    """
+    nimg, now, phase = progress["nimg"], progress["resolution"], progress["phase"]
+    fades, stays = table_from(options["fade_kimg"]), table_from(options["stabilize_kimg"])
+    kimg, total = nimg / 1000, float(options["total_kimg"])
+    initial, alpha = options["initial_resolution"], progress["alpha"]
+    if now is None:                                    # a run that was kept before its first step
+        now, phase = initial, "stabilize"
+    above = models.resolutions_up_to(new)[len(models.resolutions_up_to(min(now, new))):]
+    fades = from_here_on(fades, now, fade_kimg or fades)
+
+    # Where the run stands (`now`) decides, not what its networks could do: a run towards 1024 px,
+    # kept at 16 px and turned towards 256 px, has lost nothing that it had learned.
+    if now > new or (now == new and phase == "stabilize"):                 # downwards
+        # As long as at the old final resolution: entries below it may be what this program wrote.
+        initial, stays = new, {new: at(stays, old)}
+        total = kimg + stays[new]
+        now, phase, alpha = new, "stabilize", 1.0
+    elif now == old and phase == "stabilize":                              # upwards
+        initial, stays = old, {old: kimg, **{r: at(stays, r) for r in above}}
+        total = kimg + sum(at(fades, r) + stays[r] for r in above)
+        now, phase, alpha = 2 * old, "fade", 0.0
+        if round(1000 * at(fades, now)) == 0:          # a stage without length is left out
+            phase, alpha = "stabilize", 1.0
+    else:                                                                  # in the middle
+        grown = [r for r in models.resolutions_up_to(new) if r >= initial]
+        total = max(total, sum(at(stays, r) for r in grown) + sum(at(fades, r) for r in grown[1:]))
+
+    options = {**options, "resolution": new, "initial_resolution": initial,
+               "fade_kimg": show(fades), "stabilize_kimg": show(stays), "total_kimg": total}
+    if learning_rate is not None:
+        options["learning_rate"] = show(learning_rate)
+    # The sums since the last status line are those of another network by now.
+    progress = {**progress, "resolution": now, "phase": phase, "alpha": alpha,
+                "steps_since_tick": 0, "sums": torch.zeros_like(progress["sums"])}
+    return options, progress
+
+
+# ==== Part 3: the proof =======================================================================
+#
+# Renaming and reordering are easily done nearly right. So the program does not ask to be believed:
+# it runs the old networks and the new ones on the same z, and writes nothing if they differ.
+# Proved: tests/test_convert_resolution.py::test_the_program_proves_it_before_it_writes
+
+
+class Difference(NamedTuple):
+    """The largest difference between an old and a new result, and the largest old value."""
+    what: str
+    largest: float
+    scale: float
+    exact: bool                # must it be 0?
+
+    @property
+    def good(self):
+        # Not exact: two roundings of 2^-24 each in a sum of two terms; 1e-6 leaves room for a
+        # convolution that adds in another order.
+        return self.largest <= (0.0 if self.exact else 1e-6 * self.scale)
+
+
+def difference(what, old, new, exact):
+    return Difference(what, (old - new).abs().max().item(), old.abs().max().item(), exact)
+
+
+@torch.no_grad()
+def compare_generators(name, old, new, z, shared):
+    """The old images of `shared` px, and a list of the `Difference`s of two generators.
+
+    At the shared resolution both do the very same operations on the very same numbers, so the
+    result must be the same to the last bit. At alpha 0 of the first new block, the image is the old
+    one with every pixel copied to 2x2 places.
+    """
+    images = old(z, noise_mode="const", resolution=shared)
+    found = [difference(f"{name}, images of {shared} px", images,
+                        new(z, noise_mode="const", resolution=shared), True)]
+    if str(2 * shared) in new.synthesis.blocks and shared == old.synthesis.resolution:
+        enlarged = F.interpolate(images, scale_factor=2, mode="nearest")
+        ours = new(z, noise_mode="const", resolution=2 * shared, alpha=0.0)
+        found.append(difference(f"{name}, images of {2 * shared} px at alpha 0", enlarged, ours,
+                                False))
+    return images, found
+
+
+@torch.no_grad()
+def compare_discriminators(old, new, images, shared):
+    """A list of the `Difference`s of two discriminators' scores of `images`, of `shared` px."""
+    scores = old(images)
+    found = [difference(f"D, scores of {shared} px", scores, new(images), True)]
+    if str(2 * shared) in new.blocks and shared == old.resolution:
+        enlarged = F.interpolate(images, scale_factor=2, mode="nearest")
+        found.append(difference(f"D, scores of {2 * shared} px at alpha 0", scores,
+                                new(enlarged, alpha=0.0), False))
+    return found
+
+
+def with_state(network, state):
+    """The network with these very tensors (no copies), in eval mode, w_avg standing still."""
+    network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+# ==== Part 4: the program =====================================================================
+
+
+def check_donor(path, donor, settings, new):
+    """Raise CheckpointError unless the donor's blocks fit onto a network with `settings`."""
+    theirs = donor["settings"]
+    if theirs["resolution"] < new:
+        raise CheckpointError(f"{path}: a donor of {theirs['resolution']} px has no blocks for "
+                              f"{new} px")
+    for key in ("channel_base", "channel_max", "style_dim"):
+        if theirs[key] != settings[key]:
+            raise CheckpointError(f"{path}: a donor with {key} {theirs[key]} does not fit onto "
+                                  f"a network with {settings[key]}")
+
+
+def check_out(out, inputs):
+    """Raise ValueError unless `out` can be written without loss."""
+    if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
+        raise ValueError(f"--out {out}: is what the conversion reads; name another file")
+    if out.exists() or out.is_symlink():
+        raise ValueError(f"--out {out}: exists already; name another file, or delete it first")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+
+
+def bytes_of(value):
+    """The memory of all tensors in nested dicts; a tensor that occurs twice is stored once."""
+    seen = {}
+
+    def collect(value):
+        if isinstance(value, torch.Tensor):
+            seen[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, dict):
+            for item in value.values():
+                collect(item)
+    collect(value)
+    return sum(seen.values())
+
+
+def summary(name, parts, old, new):
+    """One line: how many numbers were copied, donated, created and dropped, and where."""
+    def count(names, state):
+        numbers = sum(state[n].numel() for n in names)
+        levels = sorted({resolution_of(n) for n in names} - {0})
+        span = f", {levels[0]}..{levels[-1]} px" if len(levels) > 1 else (
+            f", {levels[0]} px" if levels else "")
+        return f"{numbers / 1e6:.3g} M{span}" if names else "none"
+    line = f"{name:14s} copied {count(parts.copied, old)}"
+    if parts.donated:
+        line += f"; from the donor {count(parts.donated, new)}"
+    line += f"; created {count(parts.created, new)}; dropped {count(parts.dropped, old)}"
+    return line
+
+
+def parse_args(argv=None):
+    def table(text):
+        try:
+            return table_from(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f'{text!r} is neither a number nor a table like "4:128,8:64"') from None
+
+    parser = OneLineParser(
+        prog="convert_resolution.py", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Turn a checkpoint into one of another resolution, larger or smaller, ready\n"
+                    "for python train.py --resume.",
+        epilog="Upwards, the resumed run begins with the fade-in of the first new block, where\n"
+               "the new network makes exactly the old one's pictures. Downwards, it goes on at\n"
+               "the new resolution. Options of train.py can be given when resuming, for instance\n"
+               "--data, --batch or --total-kimg.")
+    parser.add_argument("model", metavar="MODEL", type=pathlib.Path, help="the checkpoint")
+    parser.add_argument("resolution", metavar="R", type=number_from(1),
+                        help="the new final side in pixels, a power of two")
+    parser.add_argument("--donor", metavar="MODEL", type=pathlib.Path,
+                        help="take the new blocks from this checkpoint, of R px or more and with "
+                             "the same widths (default: drawn at random)")
+    parser.add_argument("--discriminator", choices=("keep", "fresh"), default="keep",
+                        help="keep what D has learned, or begin with a new one (default keep)")
+    parser.add_argument("--learning-rate", metavar="TABLE", type=table,
+                        help="of the resumed run (default: as before)")
+    parser.add_argument("--fade-kimg", metavar="TABLE", type=table,
+                        help="thousands of images to fade each new block in (default: as before)")
+    parser.add_argument("--seed", metavar="N", type=number_from(0), default=0,
+                        help="for the new blocks (default 0)")
+    parser.add_argument("--out", metavar="PATH", type=pathlib.Path,
+                        help="the new checkpoint; must not exist (default MODEL-to-R.pt)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Load, convert, prove, write. Returns the exit code."""
+    options = parse_args(argv)
+    path, new = options.model, options.resolution
+    out = options.out or path.with_name(f"{path.stem}-to-{new}.pt")
+    try:
+        # ---- 1. What is there, and can it be done? ----
+        try:
+            models.resolutions_up_to(new)
+        except ValueError as error:
+            raise ValueError(f"{new}: {error}") from None
+        check_out(out, [path] + ([options.donor] if options.donor else []))
+        checkpoint = models.load_checkpoint(path)
+        settings = checkpoint["settings"]
+        old = settings["resolution"]
+        if new == old:
+            raise CheckpointError(f"{path}: has {old} px already")
+        if options.donor is not None and new < old:
+            raise ValueError(f"--donor: there is nothing to donate from {old} down to {new} px")
+        new_settings = {**settings, "resolution": new}
+        donor = {}
+        if options.donor is not None:
+            donor = models.load_checkpoint(options.donor)
+            check_donor(options.donor, donor, settings, new)
+            donor.pop("optimizer_g", None), donor.pop("optimizer_d", None)         # memory
+        try:
+            models.channels_at(new, settings["channel_base"], settings["channel_max"])
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+
+        # ---- 2. The networks: G and its average, which get the same new blocks, and D ----
+        # An average of a block that has not made a step is the block. One G and one old_G serve for
+        # both in turn, since a network of the paper's widths takes 100 MB.
+        shared = min(old, new)
+        torch.manual_seed(options.seed)
+        G, old_G = models.make_generator(new_settings), models.make_generator(settings)
+        wanted = G.state_dict()
+        result, copied, lines, differences, images = {"settings": new_settings}, {}, [], [], []
+        z = torch.randn(1, settings["latent_dim"])
+        for part, name in (("generator", "G"), ("generator_ema", "G_ema")):
+            if part not in checkpoint:
+                continue
+            given = donor.get(part, donor.get("generator_ema"))
+            state, parts = convert_state(checkpoint[part], wanted, shared, given)
+            result[part], copied[part] = state, set(parts.copied)
+            wanted = state             # the same new blocks again; what else was drawn is let go
+            lines.append(summary(name, parts, checkpoint[part], state))
+            with_state(old_G, checkpoint[part]), with_state(G, state)
+            image, found = compare_generators(name, old_G, G, z, shared)
+            images.append(image)
+            differences += found
+        if "discriminator" in checkpoint:
+            D = models.make_discriminator(new_settings)
+            old_D = models.make_discriminator(settings)
+            keep = options.discriminator == "keep"
+            state, parts = convert_state(checkpoint["discriminator"], D.state_dict(),
+                                         shared if keep else -1,
+                                         donor.get("discriminator") if keep else None)
+            result["discriminator"], copied["discriminator"] = state, set(parts.copied)
+            lines.append(summary("D", parts, checkpoint["discriminator"], state))
+            with_state(old_D, checkpoint["discriminator"]), with_state(D, state)
+            # D sees the images of G and of its average as one batch, for its minibatch stddev.
+            if keep:
+                differences += compare_discriminators(old_D, D, torch.cat(images), shared)
+        donor = None                                           # its lower blocks are not needed
+
+        # ---- 3. What a run needs beside its networks ----
+        resumable = {"options", "progress", "optimizer_g", "optimizer_d", "generator",
+                     "discriminator", "samples", "rng"} <= set(checkpoint)
+        if resumable:
+            try:
+                result["options"], result["progress"] = convert_schedule(
+                    checkpoint["options"], checkpoint["progress"], old, new, options.fade_kimg,
+                    options.learning_rate)
+                result["options"].update(new_settings)
+                for key, network, before, part in (
+                        ("optimizer_g", G, old_G, "generator"),
+                        ("optimizer_d", D, old_D, "discriminator")):
+                    result[key] = convert_adam(checkpoint[key], before, network, copied[part])
+                result["samples"] = convert_samples(checkpoint["samples"], new)
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+                raise CheckpointError(f"{path}: what it says about its run is incomplete "
+                                      f"({type(error).__name__}: {error})") from None
+            result["rng"] = checkpoint["rng"]
+
+        # ---- 4. The proof, before anything is written ----
+        before, needed = path.stat().st_size, bytes_of(result) + 2 ** 20
+        for found in differences:
+            if not found.good:
+                fail(f"{found.what} differ by {found.largest:.2g} of {found.scale:.2g}: the "
+                     f"conversion would change the networks, so nothing was written", 1)
+        free = shutil.disk_usage(out.parent).free
+        if free < needed:
+            raise ValueError(f"--out {out}: needs {needed / 1e6:.0f} MB, and the disk has "
+                             f"{free / 1e6:.0f} MB left")
+        models.save_checkpoint(out, result)
+    except (ValueError, OSError, RuntimeError) as error:   # torch: a full disk is a RuntimeError
+        fail(error)
+
+    print("\n".join(lines))
+    print("largest difference, before to after:")
+    for found in differences:
+        print(f"  {found.what}: {found.largest:.3g} (largest value {found.scale:.3g})")
+    if "discriminator" in checkpoint and options.discriminator == "fresh":
+        print("  D: fresh, nothing to compare")
+    print(f"{path}: {old} px, {before / 1e6:.1f} MB -> {out}: {new} px, "
+          f"{out.stat().st_size / 1e6:.1f} MB")
+    if resumable:
+        progress = result["progress"]
+        print(f"python train.py --resume {out}\n  goes on at {progress['nimg'] / 1000:g} kimg, "
+              f"{progress['resolution']} px {progress['phase']}, and ends at "
+              f"{result['options']['total_kimg']:g} kimg (--total-kimg)")
+    else:
+        print("it holds networks to look at, and no run that train.py could resume")
+    return 0
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):            # a file's name need not fit the terminal
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:
+        fail("stopped; nothing was written", 130)

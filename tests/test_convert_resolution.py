@@ -1,0 +1,447 @@
+"""convert_resolution.py: what a final resolution bakes in, and that converting changes nothing."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import convert_resolution
+import import_checkpoint
+import official
+import stylegan_models as models
+import train
+from conftest import ROOT, relative
+from convert_resolution import resolution_of
+
+SMALL = dict(resolution=16, channel_base=64, channel_max=8, latent_dim=8, style_dim=8,
+             mapping_dim=8, mapping_layers=2)
+TINY = ("--resolution 16 --channel-base 64 --channel-max 8 --latent-dim 8 --style-dim 8 "
+        "--mapping-dim 8 --mapping-layers 2 --batch 4:8,16:4 --r1-interval 3 --fade-kimg 0.1 "
+        "--stabilize-kimg 0.1 --total-kimg 0.6 --tick-kimg 0.05 --samples-kimg 0.2 "
+        "--checkpoint-kimg 0.07 --device cpu --workers 0").split()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of train.py, 4 to 16 px, on a few random pictures: its folder."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(20):
+        image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
+        image.save(folder / "pictures" / f"{k}.png")
+    here = os.getcwd()
+    try:
+        os.chdir(folder)
+        assert train.main(["--data", "pictures", *TINY, "--out", "small"]) == 0
+    finally:
+        os.chdir(here)
+    return folder / "small"
+
+
+@pytest.fixture(scope="module")
+def small(run):
+    return run / "checkpoint.pt"
+
+
+@pytest.fixture
+def convert(tmp_path):
+    """The program: a function (checkpoint, resolution, *options) -> path of the new checkpoint."""
+    def convert(path, resolution, *options):
+        out = tmp_path / f"{len(os.listdir(tmp_path))}.pt"
+        assert convert_resolution.main([str(path), str(resolution), "--out", str(out),
+                                        *map(str, options)]) == 0
+        return out
+    return convert
+
+
+def nets(path):
+    """(G, G_ema, D) of a checkpoint, in eval mode."""
+    checkpoint = models.load_checkpoint(path)
+    made = []
+    for part, make in (("generator", models.make_generator),
+                       ("generator_ema", models.make_generator),
+                       ("discriminator", models.make_discriminator)):
+        network = make(checkpoint["settings"])
+        network.load_state_dict(checkpoint[part])
+        made.append(network.eval())
+    return made
+
+
+def stages_of(checkpoint):
+    """train.py's own plan for the options of a checkpoint."""
+    options, _ = train.complete_options({}, torch.device("cpu"), checkpoint["options"])
+    return train.plan_stages(*(options[name] for name in (
+        "initial_resolution", "resolution", "fade_kimg", "stabilize_kimg", "total_kimg")))
+
+
+def stage_now(checkpoint):
+    nimg = checkpoint["progress"]["nimg"]
+    stage = next(s for s in stages_of(checkpoint) if nimg < s.end)
+    return stage, train.alpha_at(nimg, stage)
+
+
+# ---- 1. what a final resolution bakes in ----
+
+
+def test_a_small_network_is_the_lower_part_of_a_large_one():
+    """Lesson: a block's width is a function of its own resolution; the final one is not in it."""
+    with torch.device("meta"):
+        for make in (models.make_generator, models.make_discriminator):
+            large = make(SMALL | {"resolution": 64}).state_dict()
+            small = make(SMALL).state_dict()
+            assert all(large[name].shape == tensor.shape for name, tensor in small.items())
+            assert {resolution_of(name) for name in set(large) - set(small)} == {32, 64}
+            other = make(SMALL | {"channel_base": 32}).state_dict()            # control
+            assert any(large[name].shape != other[name].shape for name in small)
+
+
+def test_a_lower_to_rgb_is_not_trained_any_more():
+    """Lesson: once 16 px has faded in, nothing flows through the to_rgb and from_rgb of 8 px, so a
+    network whose top is cut off shows with a to_rgb that is out of date."""
+    G, D = models.make_generator(SMALL), models.make_discriminator(SMALL)
+    for alpha, trained in ((1.0, {"16"}), (0.5, {"8", "16"})):                 # 0.5: the control
+        G.zero_grad(), D.zero_grad()
+        D(G(torch.randn(4, 8), alpha=alpha), alpha).sum().backward()
+        for layers in (G.synthesis.to_rgb, D.from_rgb):
+            assert {r for r in layers if layers[r].weight.grad is not None} == trained
+
+
+# ---- 2. the function is preserved ----
+
+
+def test_at_the_old_resolution_nothing_changes_not_even_a_bit(small, convert):
+    for resolution in (32, 64, 8):
+        new = nets(convert(small, resolution))
+        shared, z = min(resolution, 16), torch.randn(3, 8)
+        with torch.no_grad():
+            for ours, old in zip(new[:2], nets(small)[:2]):
+                images = old(z, noise_mode="const", resolution=shared)
+                assert torch.equal(ours(z, noise_mode="const", resolution=shared), images)
+                assert torch.equal(ours.w_avg, old.w_avg)
+                none = ours(z, noise_mode="none", resolution=shared)
+                assert not torch.equal(none, images)                           # control
+            assert torch.equal(new[2](images), nets(small)[2](images))
+
+
+def test_at_alpha_0_the_new_network_is_the_old_one_enlarged(small, convert):
+    """Lesson: so the fade-in begins exactly where the old run ended."""
+    (G, G_ema, D), (old_G, old_ema, old_D) = nets(convert(small, 64)), nets(small)
+    z = torch.randn(3, 8)
+    with torch.no_grad():
+        for ours, old in ((G, old_G), (G_ema, old_ema)):
+            images = old(z, noise_mode="const")
+            enlarged = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+            at_0 = ours(z, noise_mode="const", resolution=32, alpha=0.0)
+            assert relative(at_0, enlarged) <= 1e-6
+            half = ours(z, noise_mode="const", resolution=32, alpha=0.5)
+            assert relative(half, enlarged) > 0.05                             # control
+        assert relative(D(enlarged, 0.0), old_D(images)) <= 1e-6
+        assert relative(D(enlarged, 0.5), old_D(images)) > 0.05                # control
+
+
+def test_the_program_proves_it_before_it_writes(small, tmp_path, capsys, monkeypatch):
+    """Lesson: a proof that cannot fail proves nothing; here one number is changed by 1e-6."""
+    honest = convert_resolution.convert_state
+
+    def dishonest(*arguments):
+        state, parts = honest(*arguments)
+        name = next(n for n in state if n.endswith("8.conv1.bias"))
+        return {**state, name: state[name] + 1e-6}, parts
+    monkeypatch.setattr(convert_resolution, "convert_state", dishonest)
+    with pytest.raises(SystemExit) as ended:
+        convert_resolution.main([str(small), "32", "--out", str(tmp_path / "new.pt")])
+    assert ended.value.code == 1 and os.listdir(tmp_path) == []
+    assert "images of 16 px differ by" in capsys.readouterr().err
+
+
+def test_up_and_down_again_is_the_same_network(small, convert):
+    once, again = models.load_checkpoint(small), models.load_checkpoint(
+        convert(convert(small, 64), 16))
+    for part in ("generator", "generator_ema", "discriminator"):
+        assert set(once[part]) == set(again[part])
+        assert all(torch.equal(once[part][name], again[part][name]) for name in once[part])
+
+
+# ---- 3. where everything comes from ----
+
+
+def test_every_tensor_comes_from_where_it_should(small, convert):
+    """Lesson: up to the old resolution from the old file, above from the donor or from scratch."""
+    large = convert(small, 64, "--seed", 1)
+    donor = models.load_checkpoint(large)
+    for part in ("generator", "generator_ema", "discriminator"):               # all its own
+        donor[part] = {name: torch.full_like(tensor, {"g": 1.0, "d": 2.0}[part[0]]
+                                             + part.endswith("ema"))
+                       for name, tensor in donor[part].items()}
+    models.save_checkpoint(large, donor)
+    old = models.load_checkpoint(small)
+    scratch = models.load_checkpoint(convert(small, 32))
+    donated = models.load_checkpoint(convert(small, 32, "--donor", large))
+    fresh = models.load_checkpoint(convert(small, 32, "--discriminator", "fresh"))
+    for part in ("generator", "generator_ema", "discriminator"):
+        for name in scratch[part]:
+            lower = resolution_of(name) <= 16
+            for new in (scratch, donated):
+                assert lower == (name in old[part] and torch.equal(new[part][name],
+                                                                   old[part][name]))
+            assert torch.equal(donated[part][name], donor[part][name]) == (not lower)
+            if part == "discriminator":
+                same = name in old[part] and torch.equal(fresh[part][name], old[part][name])
+                assert not same or name.endswith("bias") and not old[part][name].any()
+            else:
+                assert torch.equal(fresh[part][name], scratch[part][name])
+    # G's average gets the same new blocks as G, a fresh layer what a new network begins with.
+    new = "synthesis.blocks.32.conv0.weight"
+    assert torch.equal(scratch["generator"][new], scratch["generator_ema"][new])
+    assert scratch["generator"][new].std().item() == pytest.approx(1, abs=0.2)
+    other = models.load_checkpoint(convert(small, 32, "--seed", 5))
+    assert not torch.equal(other["generator"][new], scratch["generator"][new])
+
+
+@pytest.mark.parametrize("resolution", [32, 8])
+def test_adams_moments_follow_their_parameters(small, convert, resolution):
+    """Lesson: a step with the same gradients leads both networks to the same weights, which it only
+    does if every parameter has kept its own moments; Adam numbers them, and the numbers shift."""
+    old, new = models.load_checkpoint(small), models.load_checkpoint(convert(small, resolution))
+    for part, key, make in (("generator", "optimizer_g", models.make_generator),
+                            ("discriminator", "optimizer_d", models.make_discriminator)):
+        stepped = []
+        for checkpoint, keep in ((old, True), (new, True), (new, False)):
+            network = make(checkpoint["settings"])
+            network.load_state_dict(checkpoint[part])
+            adam = train.new_adam(network, torch.device("cpu"))
+            if keep:
+                adam.load_state_dict(checkpoint[key])
+            generator = torch.Generator().manual_seed(0)
+            gradients = {name: torch.randn(p.shape, generator=generator) for name, p in sorted(
+                dict(network.named_parameters()).items()) if resolution_of(name) <= 8}
+            for name, parameter in network.named_parameters():
+                parameter.grad = gradients.get(name, torch.zeros_like(parameter))
+            before = {n: p.detach().clone() for n, p in network.named_parameters()}
+            adam.step()
+            stepped.append({n: p.detach() for n, p in network.named_parameters()})
+            names = list(gradients)
+        assert len(names) > 10
+        for name in names:
+            assert torch.equal(stepped[0][name], stepped[1][name]), name
+            assert not torch.equal(stepped[1][name], before[name])
+        assert not all(torch.equal(stepped[0][n], stepped[2][n]) for n in names)   # control
+        # Who had moments has them (not so the to_rgb of lower resolutions), new blocks have none.
+        had, has = ({name for k, name in enumerate(stepped[i]) if k in checkpoint[key]["state"]}
+                    for i, checkpoint in enumerate((old, new)))
+        assert has == {name for name in had if resolution_of(name) <= resolution}
+    fresh = models.load_checkpoint(convert(small, 32, "--discriminator", "fresh"))
+    assert fresh["optimizer_d"]["state"] == {} and fresh["optimizer_g"]["state"] != {}
+
+
+def test_the_sample_grid_shows_the_same_faces(small, convert):
+    """Lesson: one can watch a face become itself over the conversion, too; a style row goes on
+    with the style of its last layer, so a mixed image stays mixed where it was."""
+    old = models.load_checkpoint(small)["samples"]
+    assert old["style_index"].shape == (48, 6) and old["columns"] == 8
+    up = models.load_checkpoint(convert(small, 64))["samples"]
+    assert torch.equal(up["z"], old["z"]) and up["style_index"].shape == (48, 10)
+    assert torch.equal(up["style_index"][:, :6], old["style_index"])
+    assert torch.equal(up["style_index"][:, 6:], old["style_index"][:, 5:].expand(-1, 4))
+    assert up["style_index"][-8:].any() and not up["style_index"][:-8].any()
+    down = models.load_checkpoint(convert(small, 4))["samples"]
+    assert torch.equal(down["style_index"], old["style_index"][:, :2])
+    # At 1024 px there is room for 4 x 2: the first row and the last, mixed one, half of each.
+    large = convert_resolution.convert_samples(old, 1024)
+    assert large["columns"] == 4 and large["style_index"].shape == (8, 18)
+    assert torch.equal(large["z"], torch.cat([old["z"][:4], old["z"][40:44]]))
+    assert train.new_samples({**models.load_checkpoint(small)["options"], "resolution": 1024,
+                              "seed": 0})["z"].shape == large["z"].shape
+
+
+# ---- 4. the schedule ----
+
+
+@pytest.mark.parametrize("resolution", [32, 128])
+def test_the_resumed_run_begins_with_the_fade_in(small, convert, resolution):
+    """Lesson: train.py knows nothing of conversions; it is told by its own options where it is."""
+    old, new = models.load_checkpoint(small), models.load_checkpoint(
+        convert(small, resolution))
+    nimg = old["progress"]["nimg"]
+    assert new["progress"]["nimg"] == nimg and nimg >= 600                     # the clock goes on
+    stage, alpha = stage_now(new)
+    assert stage == train.Stage(nimg, nimg + 100, 32, True) and alpha == 0
+    progress = new["progress"]
+    assert (progress["resolution"], progress["phase"], progress["alpha"]) == (32, "fade", 0.0)
+    last = stages_of(new)[-1]                          # every new resolution gets its phases
+    assert last.resolution == resolution and not last.fading and last.end - last.start == 100
+    assert stage_now(old | {"options": old["options"] | {"total_kimg": 9.0}})[0].resolution == 16
+
+
+def test_its_options_can_be_changed(small, convert):
+    new = models.load_checkpoint(convert(small, 64, "--fade-kimg", "32:0.3,64:0.7",
+                                         "--learning-rate", "0.0005"))
+    fades = [s.end - s.start for s in stages_of(new) if s.fading]
+    assert fades == [300, 700]
+    options, _ = train.complete_options({}, torch.device("cpu"), new["options"])
+    assert options["learning_rate"][32] == 0.0005
+    none = models.load_checkpoint(convert(small, 32, "--fade-kimg", "0"))
+    assert stage_now(none)[0].fading is False and none["progress"]["phase"] == "stabilize"
+
+
+@pytest.mark.parametrize("name", ["checkpoint-4.pt", "checkpoint-8.pt"])
+@pytest.mark.parametrize("resolution", [8, 32])
+def test_a_run_in_the_middle_keeps_its_place(run, convert, name, resolution):
+    """Lesson: where the old run has not used up its resolutions, only the end of it moves. (These
+    checkpoints are written at the end of a resolution: the next is about to fade in.)"""
+    path = run / name
+    old, new = models.load_checkpoint(path), models.load_checkpoint(convert(
+        path, resolution, "--fade-kimg", "0.25"))
+    stage, alpha = stage_now(old)
+    if stage.resolution > resolution:                  # ... unless that is beyond the new end
+        stage, alpha = train.Stage(0, 0, resolution, False), 1.0
+        assert stage_now(new)[0].resolution == resolution and not stage_now(new)[0].fading
+    else:
+        ours, _ = stage_now(new)
+        assert (ours.start, ours.resolution, ours.fading) == (
+            stage.start, stage.resolution, stage.fading)
+        assert ours.end - ours.start == 250            # the fade to come is the new one
+    assert stages_of(new)[-1].resolution == resolution
+    assert new["progress"]["nimg"] == old["progress"]["nimg"]
+
+
+def test_downwards_training_goes_on_at_the_new_resolution(small, convert):
+    new = models.load_checkpoint(convert(small, 8))
+    stage, alpha = stage_now(new)
+    nimg = new["progress"]["nimg"]
+    assert stage.resolution == 8 and not stage.fading and stage.end == nimg + 100 and alpha == 1
+    assert new["progress"]["phase"] == "stabilize"
+
+
+def test_a_finished_run_goes_on_at_another_resolution(small, tmp_path, monkeypatch):
+    """Lesson: all together, as a user types it: convert, resume, and look at the log."""
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run([sys.executable, str(ROOT / "convert_resolution.py"), str(small), "32",
+                           "--out", "big.pt"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "python train.py --resume big.pt" in done.stdout
+    assert "D, scores of 32 px at alpha 0: 0 (" in done.stdout
+    assert train.main(["--resume", "big.pt", "--out", "big", "--device", "cpu"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "big/log.jsonl").read_text().splitlines()]
+    begin = models.load_checkpoint(small)["progress"]["nimg"]
+    assert lines[0]["nimg"] > begin and lines[0]["resolution"] == 32
+    assert lines[0]["phase"] == "fade" and 0 < lines[0]["alpha"] <= 0.7
+    assert lines[-1]["phase"] == "stabilize" and lines[-1]["nimg"] >= begin + 200
+    after = models.load_checkpoint(tmp_path / "big" / "checkpoint.pt")
+    assert after["settings"]["resolution"] == 32
+
+    # Stopped within the fade-in: Adam has counted on from the old run for the old parameters.
+    assert train.main(["--resume", "big.pt", "--out", "stopped", "--device", "cpu",
+                       "--total-kimg", "0.64"]) == 0
+    steps = [{int(moments["step"]) for moments in
+              models.load_checkpoint(path)["optimizer_g"]["state"].values()}
+             for path in (small, tmp_path / "stopped" / "checkpoint.pt")]
+    assert len(steps[0]) == 1 and steps[1] == {10, steps[0].pop() + 10}
+
+
+def test_an_imported_network_can_be_converted(tmp_path, convert):
+    """Lesson: official weights, then 64 px: at 32 px the pictures are still the official ones."""
+    imported = tmp_path / "official.pt"
+    assert import_checkpoint.main([str(official.DATA / "official_stylegan.pkl"),
+                                   str(imported)]) == 0
+    io = official.load("gs_io")
+    _, G_ema, _ = nets(convert(imported, 64))
+    with torch.no_grad():
+        images = G_ema(io["z"], noise_mode="const", resolution=32)
+    assert relative(images, io["img_lod0_psi1"]) < 2e-5
+    stage, alpha = stage_now(models.load_checkpoint(tmp_path / "1.pt"))
+    assert stage == train.Stage(25_000_000, 25_600_000, 64, True) and alpha == 0
+    stage, _ = stage_now(models.load_checkpoint(convert(imported, 16)))
+    assert stage == train.Stage(0, 25_600_000, 16, False)
+
+
+def test_a_file_of_networks_only_is_converted_too(small, convert, capsys):
+    """Lesson: pictures need no more than generator_ema."""
+    old = models.load_checkpoint(small)
+    path = convert(small, 8)
+    models.save_checkpoint(path, {key: old[key] for key in ("settings", "generator_ema")})
+    new = models.load_checkpoint(convert(path, 32))
+    assert set(new) == {"format", "architecture", "settings", "generator_ema"}
+    assert "no run that train.py could resume" in capsys.readouterr().out
+
+
+# ---- 5. refusals ----
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        convert_resolution.main([str(argument) for argument in arguments])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2, error
+    assert error.startswith("convert_resolution.py: ") and error.count("\n") == 1, error
+    return error
+
+
+def test_what_cannot_be_done_gets_one_sentence(small, tmp_path, capsys, convert):
+    """Lesson: and nothing is written."""
+    other = models.load_checkpoint(convert(small, 32))
+    for name, change in (("wide", dict(channel_max=4)), ("style", dict(style_dim=6))):
+        settings = {**other["settings"], **change}
+        models.save_checkpoint(tmp_path / f"{name}.pt", {
+            "settings": settings, "generator_ema": models.make_generator(settings).state_dict()})
+    broken = models.load_checkpoint(small)
+    del broken["progress"]["nimg"]
+    models.save_checkpoint(tmp_path / "broken.pt", broken)
+    torch.save({**models.load_checkpoint(small), "architecture": "stylegan2"},
+               tmp_path / "later.pt")
+    (tmp_path / "damaged.pt").write_bytes(small.read_bytes()[:-100])
+    (tmp_path / "text.pt").write_text("hello")
+    before = sorted(os.listdir(tmp_path))
+    out = ["--out", tmp_path / "new.pt"]
+    for arguments, message in [
+            ([small, 24], "power of two"), ([small, 16], "has 16 px already"),
+            ([small, 2], "power of two"), ([small, 0], "1 or more"), ([small, "big"], "number"),
+            ([small, 1024], "leaves no channel"), ([tmp_path / "none.pt", 32], "no such file"),
+            ([tmp_path, 32], "a folder"), ([tmp_path / "damaged.pt", 32], "damaged.pt"),
+            ([tmp_path / "text.pt", 32], "not a checkpoint"),
+            ([tmp_path / "later.pt", 32], "stylegan2"),
+            ([tmp_path / "broken.pt", 32], "incomplete"),
+            ([small, 64, "--donor", tmp_path / "0.pt"], "has no blocks for 64 px"),
+            ([small, 32, "--donor", tmp_path / "wide.pt"], "channel_max 4 does not fit"),
+            ([small, 32, "--donor", tmp_path / "style.pt"], "style_dim 6 does not fit"),
+            ([small, 32, "--donor", tmp_path / "text.pt"], "text.pt: not a checkpoint"),
+            ([small, 32, "--donor", tmp_path / "later.pt"], "stylegan2"),
+            ([small, 8, "--donor", tmp_path / "0.pt"], "nothing to donate"),
+            ([small, 32, "--fade-kimg", "soon"], "neither a number nor a table"),
+            ([small, 32, "--fade-kimg", "-1"], "neither a number nor a table"),
+            ([small, 32, "--discriminator", "old"], "invalid choice")]:
+        assert message in refused(capsys, *arguments, *out), arguments
+    assert sorted(os.listdir(tmp_path)) == before
+    assert convert_resolution.main([str(small), "32", "--donor", str(tmp_path / "0.pt"),
+                                    *map(str, out)]) == 0                      # control
+
+
+def test_nothing_is_ever_overwritten(small, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "small.pt"
+    path.write_bytes(small.read_bytes())
+    (tmp_path / "kept.pt").write_text("mine")
+    os.link(path, tmp_path / "link.pt")                # a second name of the same file
+    for out, message in ((path, "reads"), (tmp_path / "link.pt", "reads"), (tmp_path, "exists"),
+                         (tmp_path / "kept.pt", "exists"), (tmp_path / "no" / "x", "no folder")):
+        assert message in refused(capsys, path, 32, "--out", out)
+    before = sorted(os.listdir(tmp_path))
+
+    monkeypatch.setattr(convert_resolution.shutil, "disk_usage",
+                        lambda folder: types.SimpleNamespace(free=1000))
+    assert "the disk has 0 MB left" in refused(capsys, path, 32)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "save", lambda state, file: file.write(b"x" * 10) / 0)
+    with pytest.raises(ZeroDivisionError):             # whatever goes wrong, half a file is no file
+        convert_resolution.main([str(path), "32"])
+    monkeypatch.undo()
+    assert sorted(os.listdir(tmp_path)) == before and path.read_bytes() == small.read_bytes()
+    assert convert_resolution.main([str(path), "32"]) == 0                     # control
+    assert (tmp_path / "small-to-32.pt").is_file()
