@@ -452,7 +452,7 @@ def main(argv=None):
 
         # ---- 3. What a run needs beside its networks ----
         resumable = {"options", "progress", "optimizer_g", "optimizer_d", "generator",
-                     "discriminator", "samples", "rng"} <= set(checkpoint)
+                     "discriminator", "samples"} <= set(checkpoint)
         if resumable:
             try:
                 result["options"], result["progress"] = convert_schedule(
@@ -467,7 +467,6 @@ def main(argv=None):
             except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                 raise CheckpointError(f"{path}: what it says about its run is incomplete "
                                       f"({type(error).__name__}: {error})") from None
-            result["rng"] = checkpoint["rng"]
 
         # ---- 4. The proof, before anything is written ----
         before, needed = path.stat().st_size, bytes_of(result) + 2 ** 20

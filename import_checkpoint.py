@@ -710,7 +710,8 @@ KIMG_SEEN, KIMG_MORE = 25000.0, 1000.0
 #           there, too.
 FINE_TUNING = dict(
     initial_resolution=4, r1_interval=1, styles_to_mix=2, mixing_probability=0.9, seed=0,
-    no_flip=False, allow_upsampling=False, max_bad=1.0, cache="cache", data=None,
+    no_flip=False, allow_upsampling=False, max_bad=1.0, cache="cache", data=None, accumulate="1",
+    precision="fp32", compile=False,
     batch="4:128,32:64,64:32,128:16,256:8,512:4",
     learning_rate="4:0.001,128:0.0015,256:0.002,512:0.003", r1_gamma="10", fade_kimg="600",
     stabilize_kimg="600", total_kimg=KIMG_SEEN + KIMG_MORE, ema_halflife_kimg=10.0,
@@ -757,7 +758,6 @@ def as_checkpoint(settings, generator, discriminator, generator_ema):
         "settings": settings, "options": options, "generator": generator,
         "generator_ema": generator_ema, "discriminator": discriminator,
         "optimizer_g": new_adam(counts[0]), "optimizer_d": new_adam(counts[1]),
-        "rng": {"cpu": torch.Generator().manual_seed(options["seed"]).get_state()},
         "samples": sample_inputs(settings),
         # sums: train.py's running sums since the last status line, five means and a count.
         "progress": {"nimg": round(1000 * KIMG_SEEN), "step": 0,

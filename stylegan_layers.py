@@ -86,6 +86,16 @@ def leaky_relu(x):
 # and multiply by lr_multiplier = 0.01 at run time. One Adam then serves the whole generator.
 
 
+def normal(*shape, std=1.0):
+    """N(0, std^2) numbers; on the meta device, where tensors have shapes only, none.
+
+    (load_checkpoint builds its networks there. Drawing numbers that nobody can see would cost it
+    0.8 s and 150 MB, for the Python code that PyTorch loads to pretend.)
+    """
+    x = torch.empty(shape)
+    return x if x.is_meta else x.normal_(std=std)
+
+
 class EqualizedLinear(torch.nn.Module):
     """A fully connected layer whose weights are scaled at run time.
 
@@ -101,7 +111,7 @@ class EqualizedLinear(torch.nn.Module):
 
     def __init__(self, in_features, out_features, gain=LEAKY_GAIN, lr_multiplier=1.0):
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.weight = torch.nn.Parameter(normal(out_features, in_features, std=1 / lr_multiplier))
         self.bias = torch.nn.Parameter(torch.zeros(out_features))
         self.weight_scale = gain / math.sqrt(in_features) * lr_multiplier
         self.bias_scale = lr_multiplier
@@ -280,10 +290,10 @@ def shifted_copies_matrix(blur):
     Shapes: -> [9, 16], or [9, 36] with the [1,2,1] x [1,2,1] / 16 blur folded in.
     Proved: tests/test_layers.py::test_summed_kernel_is_four_shifted_copies
     """
-    one_tap = torch.eye(9).reshape(9, 1, 3, 3)                  # the nine kernels with a single 1
-    copies = F.conv_transpose2d(one_tap, torch.ones(1, 1, 2, 2))           # [9, 1, 4, 4]
+    one_tap = torch.eye(9, device="cpu").reshape(9, 1, 3, 3)    # the nine kernels with a single 1
+    copies = F.conv_transpose2d(one_tap, torch.ones(1, 1, 2, 2, device="cpu"))  # [9, 1, 4, 4]
     if blur:
-        copies = F.conv2d(copies, blur_kernel(1), padding=2)               # [9, 1, 6, 6]
+        copies = F.conv2d(copies, blur_kernel(1, "cpu"), padding=2)        # [9, 1, 6, 6]
     return copies.flatten(1)
 
 
@@ -413,7 +423,7 @@ class EqualizedConv2d(torch.nn.Module):
             raise ValueError(f"resampling needs a 3x3 kernel, got kernel_size={kernel_size}")
         self.resample = resample
         self.weight = torch.nn.Parameter(
-            torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+            normal(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = torch.nn.Parameter(torch.zeros(out_channels))
         self.weight_scale = gain / math.sqrt(kernel_size * kernel_size * in_channels)
         if resample is not None:
@@ -478,7 +488,7 @@ class NoiseInput(torch.nn.Module):
     def __init__(self, channels, resolution):
         super().__init__()
         self.strength = torch.nn.Parameter(torch.zeros(channels))
-        self.register_buffer("const", torch.randn(1, 1, resolution, resolution))
+        self.register_buffer("const", normal(1, 1, resolution, resolution))
 
     def forward(self, x, mode="random"):
         if mode == "none":
