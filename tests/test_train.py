@@ -257,6 +257,24 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     assert max(relative(a, b) for a, b in zip(gradients_of_a_step(0, 2), whole)) > 0.01
 
 
+def test_a_step_is_the_same_to_the_bit_each_time():
+    """Lesson: threads may finish in any order, but nothing may be added up in that order."""
+    options, _ = train.complete_options({}, torch.device("cpu"))
+    settings = {name: options[name] for name in models.SETTINGS}
+
+    def gradients(seed):
+        torch.manual_seed(0)
+        G, D = models.make_generator(settings), models.make_discriminator(settings)
+        optimizers = [Recorder(network.parameters(), lr=0.0) for network in (G, D)]
+        torch.manual_seed(seed)
+        train.training_step(G, D, *optimizers, torch.rand(32, 3, 8, 8), torch.randn(2, 32, 2, 64),
+                            torch.randint(0, 2, (2, 32, 4)), 0.5, 5.0)
+        return torch.cat([g.flatten() for o in optimizers for g in o.seen])
+    first = gradients(1)
+    assert all(torch.equal(gradients(1), first) for _ in range(6))
+    assert not torch.equal(gradients(2), first)                # control
+
+
 def test_fp16_scales_the_loss_and_the_gradient_comes_out_right():
     """Lesson: a gradient of 1e-9 is 0 in float16, unless the loss was made larger beforehand."""
     cpu, one = torch.device("cpu"), torch.ones(())
