@@ -274,9 +274,10 @@ def painted_faces(numbers):
     """
     # Some faces are the stamp: whoever changes the painter gets a new cache.
     first = [paint_face(number, 64).tobytes().hex() for number in numbers[:16]]
+    name = "faces"
     if numbers != range(PAINTED_FACES):
-        first.append([numbers.start, numbers.stop])
-    return Source("painted", "faces", [str(number) for number in numbers], _digest(first))
+        name = f"faces-{numbers.start}-{numbers.stop - 1}"
+    return Source("painted", name, [str(number) for number in numbers], _digest(first))
 
 
 def _is_picture(relative):

@@ -56,7 +56,7 @@ def test_a_painted_face_looks_as_it_did_on_the_machine_that_wrote_this():
 
 
 def test_there_are_always_more_painted_faces(tmp_path):
-    """Lesson: faces beyond those that are trained on are new ones, and have a cache of their own."""
+    """Lesson: faces beyond those that are trained on are new, and have a cache of their own."""
     assert data.painted_faces(range(data.PAINTED_FACES)) == data.find_pictures(None)
     unseen = data.painted_faces(range(10_000, 10_003))
     again = [data.read_picture(unseen, k, 16) for k in range(3)]
