@@ -742,9 +742,6 @@ def measure_features(metrics, nets, pictures, settings, features, cache):
     with own_random_numbers(settings.seed, device):
         fakes, logits = compute_features(features, generated_images(nets, settings),
                                          math.ceil(settings.images / settings.batch), "generated")
-    if "inception_score" in metrics and logits is None:
-        raise UserError("inception_score: needs a network that names objects; this one gives "
-                        "features only")
     records = []
     for metric, place, value, error in compare_points(metrics, fakes, reals, logits, settings.seed):
         record = {"metric": result_names(metric, features.tag)[place], "value": value,
@@ -854,6 +851,7 @@ def measure_ppl(nets, settings, features):
                         "ppl_crop": settings.ppl_crop,
                         **features.describe, "distance":
                         "squared, of unit features" if features.tag else "LPIPS, VGG16",
+                        "psi": 1.0, "network": "G_ema",
                         "seconds": time.perf_counter() - started})
     return records
 
@@ -991,6 +989,12 @@ def check(metrics, nets, pictures, settings, features):
             raise UserError(problem[1] + "; --images says how many, if there are enough pictures")
         if problem:
             warned.append(problem[1])
+    if features and features.compute:                          # a rehearsal
+        blank = torch.zeros(2, 3, nets.resolution, nets.resolution, device=nets.G_ema.w_avg.device)
+        _, logits = compute_features(features, [blank], 1, "rehearsal")
+        if "inception_score" in metrics and logits is None:
+            raise UserError("inception_score: needs a network that names objects, and this one "
+                            "gives features only")
     if "ppl" in metrics:
         side = nets.resolution // 2 if settings.ppl_crop else nets.resolution
         if not features.tag:
