@@ -1044,18 +1044,45 @@ def phases_of(log):
     return phases
 
 
+def panels_of(metrics):
+    """{label of a panel: names of the metrics in it}: those that have one scale share one.
+
+    Proved: tests/test_evaluate.py::test_metrics_of_one_scale_share_a_panel
+    """
+    panels = {}
+    for name in dict.fromkeys(line["metric"] for line in metrics if "metric" in line):
+        label = re.sub("^(Precision|Recall)-", "precision, recall\n", name)
+        label = re.sub("^PPL(.*)-[zw]$", r"PPL\1", label).replace("_", " ")
+        panels.setdefault(label, []).append(name)
+    return panels
+
+
+def draw_metric(panel, name, lines, label, colour):
+    """The newest value at each nimg. Values of different resolutions are not joined: they are
+    about pictures of different sizes, and cannot be compared."""
+    newest = {line["nimg"]: line for line in lines if line.get("metric") == name}
+    points = [newest[nimg] for nimg in sorted(newest)]
+    for resolution in dict.fromkeys(line.get("resolution") for line in points):
+        part = [line for line in points if line.get("resolution") == resolution]
+        panel.errorbar([line["nimg"] / 1000 for line in part], [line["value"] for line in part],
+                       [line.get("error") or 0 for line in part], color=colour, marker="o",
+                       markersize=4, linewidth=1.3, capsize=3, label=label)
+        label = None                                           # one entry in the legend is enough
+
+
 def plot_run(run, path):
     """Losses, scores, R1 and metrics of a run over kimg, with the phases of growth behind them."""
     try:
         from matplotlib.figure import Figure                   # no window, no global state
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
     except ImportError:
         raise UserError("--plot needs matplotlib: pip install -r requirements-extra.txt") from None
     log, metrics = read_lines(run / "log.jsonl"), read_lines(run / "metrics.jsonl")
     if not log:
         raise UserError(f"{run}: no log.jsonl with lines of train.py in it")
-    names = list(dict.fromkeys(line["metric"] for line in metrics if "metric" in line))
-    figure = Figure(figsize=(10, 2.2 * (3 + len(names)) + 0.6), layout="constrained")
-    panels = figure.subplots(3 + len(names), 1, sharex=True, squeeze=False)[:, 0]
+    groups = panels_of(metrics)
+    figure = Figure(figsize=(10, 1.9 * (3 + len(groups)) + 0.6), layout="constrained")
+    panels = figure.subplots(3 + len(groups), 1, sharex=True, squeeze=False)[:, 0]
     kimg = [line["nimg"] / 1000 for line in log]
 
     def draw(panel, key, label, colour):
@@ -1076,27 +1103,29 @@ def plot_run(run, path):
     draw(panels[1], "d_fake", "of fakes", "tab:red")
     panels[1].axhline(0, color="grey", linestyle=":", linewidth=1)
     panels[1].set_ylabel("mean score")
-    penalties = draw(panels[2], "r1", "R1 penalty", "tab:purple")
+    penalties = draw(panels[2], "r1", None, "tab:purple")
     if penalties and min(penalties) > 0:
         panels[2].set_yscale("log")
+        # 0.02, 0.05, 0.1: a range of less than ten would else have no label at all.
+        panels[2].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panels[2].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panels[2].yaxis.set_minor_formatter(NullFormatter())
     panels[2].set_ylabel("R1")
-    for panel, name in zip(panels[3:], names):
-        points = sorted({line["nimg"]: line for line in metrics if
-                         line.get("metric") == name}.items())
-        panel.errorbar([nimg / 1000 for nimg, _ in points], [line["value"] for _, line in points],
-                       [line.get("error") or 0 for _, line in points], color="black", marker="o",
-                       markersize=4, linewidth=1.3, capsize=3)
-        panel.set_ylabel(name.replace("_", " "))
+    for panel, (label, names) in zip(panels[3:], groups.items()):
+        for name, colour in zip(names, ("black", "tab:red", "tab:blue")):
+            short = name.split("-")[0] if "recall" in label else f"in {name[-1]}"
+            draw_metric(panel, name, metrics, short if len(names) > 1 else None, colour)
+        panel.set_ylabel(label)
     for panel in panels:
         for number, (first, last, resolution, fading) in enumerate(phases_of(log)):
             # Every resolution a shade; hatched while its block fades in.
             shade = "0.95" if int(math.log2(resolution)) % 2 else "0.87"
             panel.axvspan(first, last, facecolor=shade, edgecolor="white", linewidth=0, zorder=-2,
                           hatch="////" if fading else None)
-        panel.margins(x=0)
+        panel.set_xlim(0, max(line["nimg"] for line in log + metrics) / 1000 * 1.01)
         panel.grid(axis="y", color="0.75", linewidth=0.4)
-    for panel in panels[:2]:
-        panel.legend(loc="upper left", fontsize=8, framealpha=0.9)
+        if panel.get_legend_handles_labels()[1]:
+            panel.legend(loc="best", fontsize=8, framealpha=0.9)
     for resolution in dict.fromkeys(phase[2] for phase in phases_of(log)):
         spans = [phase for phase in phases_of(log) if phase[2] == resolution]
         panels[0].annotate(f"{resolution} px", ((spans[0][0] + spans[-1][1]) / 2, 1), (0, 3),
@@ -1267,7 +1296,8 @@ def find_reals(options, nets, checkpoint):
     why = ""
     if "duality_gap" in options.metrics:
         adversary, test, why = find_parts(checkpoint, len(reals), source.stamp)
-        if test is None and source.kind == "painted" and not checkpoint["progress"].get("split"):
+        if test is None and source.kind == "painted" and not (
+                checkpoint.get("progress", {}).get("split")):
             first = data.PAINTED_FACES
             make = packed(data.painted_faces(range(first, first + UNSEEN_FACES)))
             adversary, test = range(UNSEEN_FACES // 2), range(UNSEEN_FACES // 2, UNSEEN_FACES)
@@ -1351,7 +1381,7 @@ def main(argv=None):
         if options.plot:
             plot_run(run, options.plot)
             print(f"\n{options.plot}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, argparse.ArgumentTypeError) as error:
         fail(error)
     except RuntimeError as error:
         if not re.search("out of memory|not enough memory|allocate memory", str(error)):

@@ -831,6 +831,13 @@ def test_the_phases_of_growth_are_read_from_the_log(run):
     assert [phase[1] for phase in phases[:2]] == pytest.approx([0.1, 0.2], abs=0.021)
 
 
+def test_metrics_of_one_scale_share_a_panel():
+    names = ["duality_gap", "FID", "Precision-a-b", "PPL-z", "Recall-a-b", "PPL-w", "PPL-a-z"]
+    assert evaluate.panels_of([{"metric": name} for name in names]) == {
+        "duality gap": ["duality_gap"], "FID": ["FID"], "PPL": ["PPL-z", "PPL-w"],
+        "precision, recall\na-b": ["Precision-a-b", "Recall-a-b"], "PPL-a": ["PPL-a-z"]}
+
+
 @needs("matplotlib")
 def test_the_curves_are_drawn(run, tmp_path, capsys):
     """Lesson: with metrics, if there are any; the picture is whole or not there."""
