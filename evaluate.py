@@ -186,10 +186,15 @@ def progress_bar(iterable, total, title):
 #     or a D' that learned its pictures by heart would look like a flaw of G;
 #   - M has the real and the fake term only. R1 is no part of the game: it shapes D in training, and
 #     a D' that had to stay flat would not be the worst one. Measured on the default run at 32 px,
-#     200 steps: M rose by 0.31 without R1 in the search, by 0.08 with it, on the test part.
+#     200 steps: M rose by 0.34 without R1 in the search, by 0.08 with it, on the test part.
 #   - both players move along M itself. For G that is the honest loss, whose gradient is weak where
 #     D is sure, but Adam does not mind: 200 steps lowered M by 0.64, by 0.57 with the
 #     non-saturating loss of training.
+#   - G's images are clipped to [-1, 1], as they are when they become pictures. Outside no real
+#     picture ever told D what to think, its score grows without end, and min M would be minus
+#     infinity. Seen on a run at 4 px: 7.7 after 200 steps, 29.5 after 400, growing; clipped, 0.50
+#     and 0.64. (The paper's generators end in a tanh, so this is its game, and not quite that of
+#     our training; at 8 and 32 px the difference was below 0.03.)
 #   - both values are read with the same x, z, style rows and noise (common random numbers), batch
 #     by batch, and the differences give the standard error. It covers the choice of test images,
 #     not what a longer search would find.
@@ -247,11 +252,12 @@ def gan_value(G, D, batch, alpha):
     """M of a StyleGAN on a batch (reals, z, style rows, seed of the noise).
 
     Units:   minus one half of train.py's loss of D, which is 2 ln 2 where M is -ln 2.
-    Proved:  tests/test_evaluate.py::test_the_value_has_no_penalty_and_is_the_papers
+    Proved:  tests/test_evaluate.py::test_the_value_has_no_penalty_and_is_the_papers,
+             ::test_the_worst_generator_still_makes_pictures
     """
     reals, z, rows, noise_seed = batch
     torch.manual_seed(noise_seed)              # the noise inputs: the same for every pair (G, D)
-    fakes = G(z, rows, resolution=reals.shape[-1], alpha=alpha)
+    fakes = G(z, rows, resolution=reals.shape[-1], alpha=alpha).clamp(-1, 1)
     return -train.discriminator_loss(D(reals, alpha), D(fakes, alpha)) / 2
 
 
@@ -778,6 +784,7 @@ def measure_features(metrics, nets, pictures, settings, features, cache):
 
 EPSILON = 1e-4
 PPL_SIZE = 256
+SMALLEST_LPIPS = 16           # pixels a side: VGG16 halves its pictures four times
 
 
 def slerp(a, b, t):
@@ -833,6 +840,8 @@ def measure_ppl(nets, settings, features):
     """Records of the path lengths in z and in w."""
     device, records = nets.G_ema.w_avg.device, []
     layers = models.num_style_layers(nets.resolution)
+    if not features.tag and nets.resolution < SMALLEST_LPIPS:
+        raise UserError(f"ppl: LPIPS looks at {SMALLEST_LPIPS} px or more")
 
     def synthesis(w):
         ws = w[:, None].expand(-1, layers, -1)                             # [N, L, S]
@@ -997,20 +1006,64 @@ def check(metrics, nets, pictures, settings, features):
                             "gives features only")
     if "ppl" in metrics:
         side = nets.resolution // 2 if settings.ppl_crop else nets.resolution
-        if not features.tag:
-            if side < 16:
-                raise UserError(f"ppl: LPIPS looks at 16 px or more, here are {side}")
-            lpips_network(nets.G_ema.w_avg.device)             # are its weights there?
-        elif side < 4:
+        if side < 4:
             raise UserError(f"--ppl-crop leaves {side} px of {nets.resolution}")
+        if not features.tag and side < SMALLEST_LPIPS:
+            raise UserError(f"ppl: LPIPS looks at {SMALLEST_LPIPS} px or more, here are {side}")
+        if not features.tag:
+            lpips_network(nets.G_ema.w_avg.device)             # are its weights there?
     return warned
 
 
 def append_line(path, record):
-    """One more line of metrics.jsonl: a whole one, also after a line that was cut off."""
-    cut_off = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
+    """One more line of metrics.jsonl. What a killed process left of its last line is dropped."""
+    before = path.read_bytes() if path.is_file() else b""
+    whole = before[:before.rfind(b"\n") + 1]
+    if whole != before:
+        with written(path) as temporary:
+            temporary.write_bytes(whole)
     with open(path, "a", encoding="utf-8") as file:
-        file.write(("\n" if cut_off else "") + json.dumps(record) + "\n")
+        file.write(json.dumps(record) + "\n")
+
+
+def prepare(options, packed, source, parts, device, G_ema, G, D):
+    """For train.py --evaluate-kimg: check what can be checked, load the feature network, and return
+    measure(resolution, alpha, nimg) -> records of G_ema, G and D as they then are.
+
+    options: train.py's. parts: of `data.split_pictures`. Real pictures for FID and the like are all
+            of them, as in `main`; for the duality gap those that were held out.
+    Errors:  UserError here, if it cannot work. Later what fails is a sentence on stderr: a run of
+            days should not end because of a measurement.
+    """
+    metrics, run = metrics_from(options["evaluate_metrics"]), options
+    images, features = options["evaluate_images"], None
+    if set(metrics) - {"duality_gap"}:
+        features = load_features(options["evaluate_features"], device,
+                                 for_ppl_only=not set(metrics) & set(SIZES))
+
+    def at(resolution, alpha, nimg):
+        make = functools.partial(data.PictureDataset, packed, source, resolution, run["seed"],
+                                 not run["no_flip"])
+        pictures = Pictures(make(), make(only=parts["adversary"]), make(only=parts["test"]), "")
+        settings = Settings(
+            images=images, seed=run["seed"], dg_batch=run["batch"][resolution],
+            learning_rate=run["learning_rate"][resolution], styles=run["styles_to_mix"],
+            mixing=run["mixing_probability"])
+        return Networks(G_ema, G, D, resolution, alpha, nimg), pictures, settings
+
+    def measure(resolution, alpha, nimg):
+        nets, pictures, settings = at(resolution, alpha, nimg)
+        # One after the other, but those that compare features share them.
+        for group in (("duality_gap",), tuple(SIZES), ("ppl",)):
+            group = [metric for metric in group if metric in metrics]
+            try:
+                yield from evaluate(group, nets, pictures, settings, features, run["cache"])
+            except UserError as error:
+                print(f"note: not measured at {nimg / 1000:g} kimg: {error}", file=sys.stderr)
+
+    for sentence in check(metrics, *at(run["resolution"], 1.0, 0), features):
+        print(f"note: {sentence}", file=sys.stderr)
+    return measure
 
 
 # ==== Part 7: training curves =================================================================

@@ -98,23 +98,36 @@ def test_the_gap_of_games_with_a_known_equilibrium(u, v):
     assert short.gap <= found.gap + 0.01 and (u == v == 0 or short.gap < 0.5 * found.gap)
 
 
+WIDTH = 0.15                     # of the normals, so that hardly any number is outside [-1, 1]
+
+
 class ShiftedNormal(Player):
-    """A generator: z + number. It takes what our generators take."""
-    latent_dim = 1
+    """A generator: WIDTH (z + number). It takes what our generators take."""
 
     def forward(self, z, rows, resolution, alpha):
-        return (z[:, 0] + self.number)[:, :, None, None]                   # [N, 1, 1, 1]
+        return WIDTH * (z[:, 0] + self.number)[:, :, None, None]           # [N, 1, 1, 1]
 
 
 class LinearLogit(torch.nn.Module):
-    """A discriminator: a x + b, the family that holds the best one for normals of one width."""
+    """A discriminator: a x / WIDTH + b. The best one for two such normals is of this kind."""
 
     def __init__(self, a=0.0, b=0.0):
         super().__init__()
         self.weights = torch.nn.Parameter(torch.tensor([a, b]))
 
     def forward(self, images, alpha):
-        return images.flatten(1) * self.weights[0] + self.weights[1]
+        return images.flatten(1) / WIDTH * self.weights[0] + self.weights[1]
+
+
+def normal_batches(count, seed):
+    """What `gan_value` wants: reals of N(0, WIDTH), z, no style rows, a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return [(WIDTH * torch.randn(1000, 1, 1, 1, generator=generator),
+             torch.randn(1000, 1, 1, generator=generator), None, k) for k in range(count)]
+
+
+def value_at_alpha_1(G, D, batch):
+    return evaluate.gan_value(G, D, batch, 1.0)
 
 
 def jensen_shannon(shift):
@@ -129,17 +142,12 @@ def jensen_shannon(shift):
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, 2.0])
 def test_the_gap_of_a_gan_is_the_distance_that_gans_minimise(shift):
-    """Lesson: real numbers from N(0, 1), G makes N(shift, 1), D cannot tell. By Goodfellow et al.
+    """Lesson: real numbers from a normal, G's from a shifted one, D cannot tell. By Goodfellow et al.
     2014 the worst D' brings M to -ln 2 + JSD, and no G' can move a D that says 0 to all: DG = JSD.
     """
-    def batches(count, seed):
-        generator = torch.Generator().manual_seed(seed)
-        return [(torch.randn(1000, 1, 1, 1, generator=generator),
-                 torch.randn(1000, 1, 1, generator=generator), None, k) for k in range(count)]
-
-    value = lambda G, D, batch: evaluate.gan_value(G, D, batch, 1.0)       # noqa: E731
-    found = evaluate.duality_gap(ShiftedNormal(shift), LinearLogit(), value,
-                                 lambda: batches(300, 1), batches(40, 2), adam(0.02))
+    found = evaluate.duality_gap(ShiftedNormal(shift), LinearLogit(), value_at_alpha_1,
+                                 lambda: normal_batches(300, 1), normal_batches(40, 2),
+                                 adam(0.02))
     judge = jensen_shannon(shift)
     assert found.worst_g == pytest.approx(-math.log(2), abs=1e-6)
     # 4 standard errors for the luck of the test batches, 0.002 for a search that still jitters.
@@ -149,6 +157,25 @@ def test_the_gap_of_a_gan_is_the_distance_that_gans_minimise(shift):
     assert shift == 0 or found.gap > 20 * found.error
 
 
+def test_the_worst_generator_still_makes_pictures():
+    """Lesson: where scores grow without end, so does what a G' could gain, were its images not
+    clipped to [-1, 1]; clipped, the worst G' paints all of them white, and M is known."""
+    D, test = LinearLogit(a=0.3), normal_batches(40, 2)
+    found = evaluate.duality_gap(ShiftedNormal(0), D, value_at_alpha_1,
+                                 lambda: normal_batches(300, 1), test, adam(0.2))
+    real_scores = torch.cat([D(batch[0], 1.0) for batch in test]).double()
+    white = D(torch.ones(1, 1, 1, 1), 1.0).double()
+    judge = (real_scores.sigmoid().log().mean() + (1 - white.sigmoid()).log().mean()) / 2
+    assert found.worst_g == pytest.approx(judge.item(), abs=0.02)
+
+    def unclipped(G, D, batch):                                            # control
+        fakes = G(batch[1], None, 1, 1.0)
+        return -train.discriminator_loss(D(batch[0], 1.0), D(fakes, 1.0)) / 2
+    worse = evaluate.duality_gap(ShiftedNormal(0), D, unclipped, lambda: normal_batches(300, 1),
+                                 test, adam(0.2))
+    assert worse.worst_g < judge - 2
+
+
 def test_the_value_has_no_penalty_and_is_the_papers():
     """Lesson: M = 1/2 E log sigmoid D(x) + 1/2 E log(1 - sigmoid D(G(z))), the formula in float64;
     R1, which is in the loss of training, is not in it."""
@@ -156,7 +183,7 @@ def test_the_value_has_no_penalty_and_is_the_papers():
     batch = next(evaluate.gan_batches(data_like(16), 1, nets, evaluate.Settings(), 8, 1))
     ours = evaluate.gan_value(nets.G, nets.D, batch, 0.7)
     torch.manual_seed(batch[3])
-    fakes = nets.G(batch[1], batch[2], resolution=16, alpha=0.7)
+    fakes = nets.G(batch[1], batch[2], resolution=16, alpha=0.7).clamp(-1, 1)
     real_scores, fake_scores = (nets.D(x, 0.7).double() for x in (batch[0], fakes))
     judge = (real_scores.sigmoid().log().mean() + (1 - fake_scores.sigmoid()).log().mean()) / 2
     assert ours.item() == pytest.approx(judge.item(), abs=1e-6)
@@ -189,7 +216,7 @@ def test_opponents_are_copies_that_start_from_the_current_weights():
         return adam(0.01)(network)
 
     batches = list(evaluate.gan_batches(data_like(16), 3, nets, evaluate.Settings(), 8, 1))
-    value = lambda G, D, batch: evaluate.gan_value(G, D, batch, 1.0)       # noqa: E731
+    value = value_at_alpha_1
     found = evaluate.duality_gap(nets.G, nets.D, value, lambda: batches, batches, optimizer)
     (D, D_start), (G, G_start) = learners
     assert same(G_start, before[0]) and same(D_start, before[1])           # the current weights
@@ -663,8 +690,7 @@ def test_a_checkpoint_is_measured_explained_and_noted_down(run, capsys):
     out = capsys.readouterr().out
     for word in ("duality_gap", "unseen real", "Unit: nats", "Cannot see", "3 steps each"):
         assert word in " ".join(out.split()), word
-    _, first, second = (run / "metrics.jsonl").read_text().splitlines()
-    first, second = json.loads(first), json.loads(second)
+    first, second = lines_of(run)                              # and what was cut off is gone
     del first["seconds"], second["seconds"]
     assert first == second
     for key in ("metric value error worst_d worst_g current dg_steps dg_batch learning_rate "
