@@ -74,6 +74,7 @@ import train
 from stylegan_models import OneLineParser, number_from, pick_device
 
 fail = functools.partial(models.fail, "evaluate.py")
+NO_MEMORY = "out of memory|not enough memory|allocate memory"
 
 
 class UserError(ValueError):
@@ -117,21 +118,28 @@ class Settings(NamedTuple):
 
 
 @contextlib.contextmanager
-def own_random_numbers(seed, device):
-    """Within the block torch draws from `seed`; afterwards it goes on as if nothing had been drawn.
+def on_its_own(seed, device):
+    """Within the block torch draws from `seed` and computes in float32; afterwards it goes on as if
+    nothing had been.
 
-    Why:    training must end with the same bits whether it was measured on the way or not.
+    Why:    training must end with the same bits whether it was measured on the way or not; and a
+            number should not depend on the --precision of the training.
     Proved: tests/test_evaluate.py::test_measuring_leaves_networks_and_random_numbers_alone
     """
     accelerator = getattr(torch, device.type) if device.type != "cpu" else None
     kept = torch.get_rng_state(), accelerator and accelerator.get_rng_state()
+    products = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.manual_seed(seed)                                    # of the accelerator, too
+    torch.set_float32_matmul_precision("highest")              # no TF32
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
         torch.set_rng_state(kept[0])
         if accelerator:
             accelerator.set_rng_state(kept[1])
+        torch.set_float32_matmul_precision(products[0])
+        torch.backends.cudnn.allow_tf32 = products[1]
 
 
 @torch.no_grad()
@@ -220,6 +228,18 @@ def find_opponent(learner, value, batches, optimizer):
     return learner
 
 
+def frozen_copy(player):
+    """A deep copy that does not learn, keeps its w_avg, and computes in float32.
+
+    Proved:  tests/test_evaluate.py::test_the_gap_is_that_of_the_float32_networks
+    """
+    player = copy.deepcopy(player).eval().requires_grad_(False)
+    for module in player.modules():
+        if getattr(module, "dtype", None) in (torch.bfloat16, torch.float16):
+            module.dtype = None                                # as train.py --precision had set it
+    return player
+
+
 def duality_gap(G, D, value, adversary, test, new_optimizer):
     """The duality gap of any game between two modules.
 
@@ -232,8 +252,7 @@ def duality_gap(G, D, value, adversary, test, new_optimizer):
              ::test_every_search_gets_a_fresh_optimizer,
              ::test_both_values_are_read_with_the_same_random_numbers
     """
-    # Frozen copies: eval() keeps w_avg as it is, and the players themselves stay out of all this.
-    G, D = (copy.deepcopy(player).eval().requires_grad_(False) for player in (G, D))
+    G, D = frozen_copy(G), frozen_copy(D)      # the players themselves stay out of all this
     better_D, better_G = (copy.deepcopy(player).requires_grad_(True) for player in (D, G))
     find_opponent(better_D, lambda opponent, batch: -value(G, opponent, batch), adversary(),
                   new_optimizer(better_D))
@@ -302,7 +321,7 @@ def measure_duality_gap(nets, pictures, settings):
         batches = gan_batches(pictures.adversary, settings.dg_steps, nets, settings, batch, 1)
         return progress_bar(batches, settings.dg_steps, "opponent")
 
-    with own_random_numbers(settings.seed, device):
+    with on_its_own(settings.seed, device):
         test = list(gan_batches(pictures.test, test_steps, nets, settings, test_batch, 2))
         value = functools.partial(gan_value, alpha=nets.alpha)
         found = duality_gap(nets.G, nets.D, value, adversary, test, new_optimizer)
@@ -745,7 +764,7 @@ def measure_features(metrics, nets, pictures, settings, features, cache):
     reals = None
     if set(metrics) - {"inception_score"}:
         reals = real_features(features, pictures.reals, settings, cache, device)
-    with own_random_numbers(settings.seed, device):
+    with on_its_own(settings.seed, device):
         fakes, logits = compute_features(features, generated_images(nets, settings),
                                          math.ceil(settings.images / settings.batch), "generated")
     records = []
@@ -1026,19 +1045,28 @@ def append_line(path, record):
         file.write(json.dumps(record) + "\n")
 
 
-def prepare(options, packed, source, parts, device, G_ema, G, D):
+def batch_in_memory(batch, accumulate, processes=1):
+    """As many images as a GPU has held at once in training: so many fit, others need not."""
+    return max(4, batch // accumulate // processes)
+
+
+def prepare(run, packed, source, parts, device, processes, G_ema, G, D):
     """For train.py --evaluate-kimg: check what can be checked, load the feature network, and return
     measure(resolution, alpha, nimg) -> records of G_ema, G and D as they then are.
 
-    options: train.py's. parts: of `data.split_pictures`. Real pictures for FID and the like are all
-            of them, as in `main`; for the duality gap those that were held out.
+    run:     the options of train.py. parts: of `data.split_pictures`. Real pictures for FID and the
+             like are all of them, as in `main`; for the duality gap those that were held out.
     Errors:  UserError here, if it cannot work. Later what fails is a sentence on stderr: a run of
-            days should not end because of a measurement.
+             days should not end because of a measurement.
+    Proved:  tests/test_train.py::test_a_run_that_is_measured_ends_with_the_bits_of_one_that_is_not
     """
-    metrics, run = metrics_from(options["evaluate_metrics"]), options
-    images, features = options["evaluate_images"], None
+    try:
+        metrics = metrics_from(run["evaluate_metrics"])
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--evaluate-metrics: {error}") from None
+    images, features = run["evaluate_images"], None
     if set(metrics) - {"duality_gap"}:
-        features = load_features(options["evaluate_features"], device,
+        features = load_features(run["evaluate_features"], device,
                                  for_ppl_only=not set(metrics) & set(SIZES))
 
     def at(resolution, alpha, nimg):
@@ -1046,7 +1074,8 @@ def prepare(options, packed, source, parts, device, G_ema, G, D):
                                  not run["no_flip"])
         pictures = Pictures(make(), make(only=parts["adversary"]), make(only=parts["test"]), "")
         settings = Settings(
-            images=images, seed=run["seed"], dg_batch=run["batch"][resolution],
+            images=images, seed=run["seed"], dg_batch=batch_in_memory(
+                run["batch"][resolution], run["accumulate"][resolution], processes),
             learning_rate=run["learning_rate"][resolution], styles=run["styles_to_mix"],
             mixing=run["mixing_probability"])
         return Networks(G_ema, G, D, resolution, alpha, nimg), pictures, settings
@@ -1058,7 +1087,9 @@ def prepare(options, packed, source, parts, device, G_ema, G, D):
             group = [metric for metric in group if metric in metrics]
             try:
                 yield from evaluate(group, nets, pictures, settings, features, run["cache"])
-            except UserError as error:
+            except (UserError, RuntimeError) as error:
+                if not isinstance(error, UserError) and not re.search(NO_MEMORY, str(error)):
+                    raise
                 print(f"note: not measured at {nimg / 1000:g} kimg: {error}", file=sys.stderr)
 
     for sentence in check(metrics, *at(run["resolution"], 1.0, 0), features):
@@ -1373,7 +1404,8 @@ def settings_of(options, checkpoint, nets, device):
     images = options.images or (5000 if device.type == "cpu" else 50_000)
     return Settings(
         images=images, psi=options.psi, seed=options.seed, batch=options.batch,
-        dg_steps=options.dg_steps, dg_batch=at_resolution("batch", int, "16"),
+        dg_steps=options.dg_steps, dg_batch=batch_in_memory(
+            at_resolution("batch", int, "16"), at_resolution("accumulate", int, "1")),
         learning_rate=at_resolution("learning_rate", float, "0.001"),
         styles=run.get("styles_to_mix", 2), mixing=run.get("mixing_probability", 0.9),
         ppl_crop=options.ppl_crop)
@@ -1437,7 +1469,7 @@ def main(argv=None):
     except (ValueError, OSError, argparse.ArgumentTypeError) as error:
         fail(error)
     except RuntimeError as error:
-        if not re.search("out of memory|not enough memory|allocate memory", str(error)):
+        if not re.search(NO_MEMORY, str(error)):
             raise
         fail("not enough memory on this device; try a smaller --batch")
     return 0

@@ -142,9 +142,9 @@ def jensen_shannon(shift):
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, 2.0])
 def test_the_gap_of_a_gan_is_the_distance_that_gans_minimise(shift):
-    """Lesson: real numbers from a normal, G's from a shifted one, D cannot tell. By Goodfellow et al.
-    2014 the worst D' brings M to -ln 2 + JSD, and no G' can move a D that says 0 to all: DG = JSD.
-    """
+    """Lesson: real numbers from a normal, G's from a shifted one, D cannot tell. By Goodfellow et
+    al. 2014 the worst D' brings M to -ln 2 + JSD, and no G' can move a D that says 0 to all: so DG
+    is the JSD."""
     found = evaluate.duality_gap(ShiftedNormal(shift), LinearLogit(), value_at_alpha_1,
                                  lambda: normal_batches(300, 1), normal_batches(40, 2),
                                  adam(0.02))
@@ -304,6 +304,22 @@ def test_the_gap_is_measured_at_every_resolution(faces, resolution, alpha):
     assert other["value"] != record["value"]                               # control
 
 
+def test_the_gap_is_that_of_the_float32_networks(faces):
+    """Lesson: bfloat16 has 3 digits; with it the gap would also measure rounding. --precision is
+    for training, and measuring leaves it as it was."""
+    pictures = evaluate.Pictures(None, faces(16, 0, 64), faces(16, 64, 128), "")
+    settings, found = evaluate.Settings(dg_steps=3, dg_batch=8), []
+    for dtype in (None, torch.bfloat16):
+        nets = networks()
+        nets.G.synthesis.dtype = nets.D.dtype = dtype
+        found.append(evaluate.measure_duality_gap(nets, pictures, settings)["value"])
+        assert nets.G.synthesis.dtype is nets.D.dtype is dtype
+    assert found[0] == found[1]
+    batch = next(evaluate.gan_batches(data_like(16), 1, nets, settings, 8, 1))         # control
+    rounded = evaluate.gan_value(nets.G, nets.D, batch, 1.0)
+    assert rounded != evaluate.gan_value(*map(evaluate.frozen_copy, nets[1:3]), batch, 1.0)
+
+
 def test_opponents_learn_from_one_part_and_are_read_on_another(faces):
     """Lesson: with few pictures a D' learns them by heart; read on the same ones, that would look
     like a flaw of G."""
@@ -334,12 +350,15 @@ def test_measuring_leaves_networks_and_random_numbers_alone(faces):
     nets.G.train()
     before = [copy.deepcopy(net.state_dict()) for net in nets[:3]]
     state = torch.get_rng_state()
+    torch.set_float32_matmul_precision("high")                 # as --precision tf32
     pictures = evaluate.Pictures(faces(8, 0, 200), faces(8, 200, 300), faces(8, 300, 400), "")
     settings = evaluate.Settings(images=120, dg_steps=2, dg_batch=8)
     records = list(evaluate.evaluate(("duality_gap", "ppl"), nets, pictures, settings, PIXELS))
     assert [record["metric"] for record in records] == ["duality_gap", "PPL-pixels-z",
                                                         "PPL-pixels-w"]
     assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_float32_matmul_precision() == "high"
+    torch.set_float32_matmul_precision("highest")
     assert all(same(net.state_dict(), kept) for net, kept in zip(nets[:3], before))
     assert nets.G.training and all(p.requires_grad and p.grad is None for p in nets.D.parameters())
     torch.randn(1)                                                         # control
