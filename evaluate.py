@@ -206,7 +206,8 @@ def progress_bar(iterable, total, title):
 #     our training; at 8 and 32 px the difference was below 0.03.)
 #   - both values are read with the same x, z, style rows and noise (common random numbers), batch
 #     by batch, and the differences give the standard error. It covers the choice of test images,
-#     not what a longer search would find.
+#     not what a longer search would find, nor the jitter of G and D: from one measurement of the
+#     run in README.md to the next, 5 kimg later, the gap moved by 0.07 to 0.2, the error was 0.01.
 # Differs from the implementation that was published with the paper, which trained its opponents
 #   from scratch, had the penalties in M, never reset its optimizer and read one batch of 16.
 
