@@ -201,13 +201,14 @@ def progress_bar(iterable, total, title):
 #     non-saturating loss of training.
 #   - G's images are clipped to [-1, 1], as they are when they become pictures. Outside no real
 #     picture ever told D what to think, its score grows without end, and min M would be minus
-#     infinity. Seen on a run at 4 px: 7.7 after 200 steps, 29.5 after 400, growing; clipped, 0.50
-#     and 0.64. (The paper's generators end in a tanh, so this is its game, and not quite that of
-#     our training; at 8 and 32 px the difference was below 0.03.)
+#     infinity. Seen on a run at 4 px: 7.6 after 200 steps, 29.5 after 400, growing; clipped, 0.50
+#     and 0.64. (Generators that end in a tanh, as DCGAN's, play this game anyway. It is not quite
+#     that of our training; at 8 and 32 px the difference was below 0.03.)
 #   - both values are read with the same x, z, style rows and noise (common random numbers), batch
 #     by batch, and the differences give the standard error. It covers the choice of test images,
 #     not what a longer search would find, nor the jitter of G and D: from one measurement of the
-#     run in README.md to the next, 5 kimg later, the gap moved by 0.07 to 0.2, the error was 0.01.
+#     run in README.md to the next, 5 kimg later, the gap moved by 0.03 to 0.23, at errors of 0.01.
+#     (Where a search finds nothing that holds on the test part, the gap may read below 0.)
 # Differs from the implementation that was published with the paper, which trained its opponents
 #   from scratch, had the penalties in M, never reset its optimizer and read one batch of 16.
 
