@@ -240,10 +240,7 @@ def find_pictures(path):
     Proved: tests/test_dataloader.py::test_wrong_paths_get_one_clear_sentence
     """
     if path is None:
-        names = [str(number) for number in range(PAINTED_FACES)]
-        # Some faces are the stamp: whoever changes the painter gets a new cache.
-        first = [paint_face(number, 64).tobytes().hex() for number in range(16)]
-        return Source("painted", "faces", names, _digest(first))
+        return painted_faces(range(PAINTED_FACES))
     path = pathlib.Path(path)
     _open_zip.cache_clear()                                    # it may be another file by now
     if path.is_dir():
@@ -268,6 +265,19 @@ def find_pictures(path):
     if not source.names:
         raise DataError(f"{path}: no pictures in it ({', '.join(SUFFIXES)}; folders are searched)")
     return source
+
+
+def painted_faces(numbers):
+    """The faces of a range of numbers as a source. Beyond PAINTED_FACES lie faces never trained on.
+
+    Proved: tests/test_dataloader.py::test_there_are_always_more_painted_faces
+    """
+    # Some faces are the stamp: whoever changes the painter gets a new cache.
+    first = [paint_face(number, 64).tobytes().hex() for number in numbers[:16]]
+    name = "faces"
+    if numbers != range(PAINTED_FACES):
+        name = f"faces-{numbers.start}-{numbers.stop - 1}"
+    return Source("painted", name, [str(number) for number in numbers], _digest(first))
 
 
 def _is_picture(relative):
@@ -320,7 +330,7 @@ def to_rgb(image):
 def read_picture(source, number, resolution):
     """Picture `number`, its central square, as uint8 [R, R, 3]. Errors: whatever Pillow raises."""
     if source.kind == "painted":
-        return np.asarray(paint_face(number, resolution))
+        return np.asarray(paint_face(int(source.names[number]), resolution))
     image = open_picture(source, number)
     # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the time. At twice the
     # resolution or more, so that the antialiasing below still decides what the picture looks like.
@@ -583,6 +593,22 @@ def _quiet_worker(worker_id):
 # ---- 4. The loader ---------------------------------------------------------------------------
 
 
+def split_pictures(n, seed=0):
+    """{"training", "adversary", "test"}: places 0..n-1, each in one of them; 80, 10 and 10 %.
+
+    Why:    the duality gap (evaluate.py) asks how D judges pictures that no network has learned
+            from: one part to find the worst opponents with, another to measure them on. A picture
+            belongs to one part whole: with its mirror image and at every resolution.
+    Paper:  Grnarova et al. 2019 (arXiv 1811.05512): three disjoint sets.
+    State:  none: the split is a function of n and the seed, so it can be found again.
+    Proved: tests/test_dataloader.py::test_the_split_is_disjoint_by_image_and_repeatable
+    """
+    places, held_out = np.random.default_rng([seed, n, 80]).permutation(n), n // 10
+    return {"test": np.sort(places[:held_out]),
+            "adversary": np.sort(places[held_out:2 * held_out]),
+            "training": np.sort(places[2 * held_out:])}
+
+
 class PictureDataset(Dataset):
     """Sample numbers to pictures: shuffled anew in every epoch, half of them mirrored.
 
@@ -591,15 +617,17 @@ class PictureDataset(Dataset):
     Shapes: a list of N sample numbers -> uint8 tensor [N, R, R, 3].
     How:    with n pictures, sample i is place i mod n of epoch i // n; an epoch's order and its
             flips are drawn from (seed, epoch). See the top of this file for why.
+    only:   the places of the pictures to use, an array of `split_pictures`; None: all.
     Proved: tests/test_dataloader.py::test_an_epoch_shows_every_picture_once
     """
 
-    def __init__(self, folder, source, resolution, seed=0, flip=True):
+    def __init__(self, folder, source, resolution, seed=0, flip=True, only=None):
         self.folder, self.source, self.resolution = str(folder), source, resolution
         self.seed, self.flip = seed, flip
         index = json.loads((pathlib.Path(folder) / "index.json").read_text())
-        self.rows = np.array(index["rows"])                    # in the packed files
-        self.numbers = np.array(index["numbers"])              # in the source
+        only = slice(None) if only is None else only
+        self.rows = np.array(index["rows"])[only]              # in the packed files
+        self.numbers = np.array(index["numbers"])[only]        # in the source
         self.packed = resolution in index["levels"]
 
     def __len__(self):

@@ -237,7 +237,8 @@ def show(value):
 ALWAYS = dict(
     initial_resolution=4, r1_interval=1, styles_to_mix=2, mixing_probability=0.9, seed=0,
     no_flip=False, allow_upsampling=False, max_bad=1.0, cache="cache", data=None, accumulate="1",
-    precision="fp32", compile=False)
+    precision="fp32", compile=False, evaluate_kimg=None, evaluate_metrics="duality_gap",
+    evaluate_features="inception", evaluate_images=2048)
 
 # ... and those that depend on what there is. Every value can be overridden on the command line.
 PRESETS = {
@@ -361,6 +362,16 @@ def parse_args(argv=None):
     group.add_argument("--compile", action="store_true",
                        help="let torch.compile fuse what lies between the convolutions; needs a "
                        "C++ compiler on a CPU")
+    group = parser.add_argument_group("measuring (evaluate.py explains the numbers)")
+    group.add_argument("--evaluate-kimg", type=amounts, metavar="KIMG",
+                       help="between measurements; two tenths of the pictures are then held out "
+                       "and never trained on, to measure the duality gap with (default: none)")
+    group.add_argument("--evaluate-metrics", metavar="LIST",
+                       help="as evaluate.py --metrics (default duality_gap)")
+    group.add_argument("--evaluate-features", metavar="NETWORK",
+                       help="as evaluate.py --features (default inception)")
+    group.add_argument("--evaluate-images", type=counts, metavar="N",
+                       help="as evaluate.py --images (default 2048)")
     group = parser.add_argument_group("run")
     group.add_argument("--out", metavar="FOLDER",
                        help="of this run; must be new or empty (default runs/NUMBER-NAME)")
@@ -416,9 +427,9 @@ def complete_options(typed, device, resumed=None, processes=1):
             options["fade_kimg"][r] for r in grown[1:])
         options["total_kimg"] = max(options["total_kimg"], needed)
     for name in ("batch", "accumulate", "tick_kimg", "samples_kimg", "checkpoint_kimg",
-                 "total_kimg"):
+                 "total_kimg", "evaluate_kimg"):
         values = options[name].values() if isinstance(options[name], dict) else [options[name]]
-        if min(values) < (1 if name in ("batch", "accumulate") else 0.001):
+        if values != [None] and min(values) < (1 if name in ("batch", "accumulate") else 0.001):
             raise ValueError(f"--{name.replace('_', '-')} {show(options[name])} is too small")
     for r in models.resolutions_up_to(options["resolution"]):
         batch, accumulate = options["batch"][r], options["accumulate"][r]
@@ -764,11 +775,34 @@ def write_settings(run, options, device, processes, resume_path, nimg):
         "options": as_plain(options)}, indent=2) + "\n", encoding="utf-8")
 
 
+def find_split(options, checkpoint, source, packed):
+    """{"seed", "images"} of the split that --evaluate-kimg asks for (`data.split_pictures`), or
+    that the run began with; else None.
+
+    Errors: ValueError if pictures would be held out that the networks have already learned from.
+    Proved: tests/test_train.py::test_what_was_held_out_stays_held_out
+    """
+    images = len(data.PictureDataset(packed, source, options["resolution"]))
+    if checkpoint is None:
+        wanted = options["evaluate_kimg"] is not None
+        return {"seed": options["seed"], "images": images} if wanted else None
+    split = checkpoint["progress"].get("split")
+    if split is None and options["evaluate_kimg"] is not None:
+        raise ValueError("--evaluate-kimg: this run has learned from all of its pictures, and none "
+                         "can be held out any more; give it to a new run")
+    if split is not None and (split["images"] != images or
+                              checkpoint["progress"]["pictures"] != source.stamp):
+        raise ValueError(f"the pictures of {source.path} have changed since some were held out, "
+                         f"and nobody knows which they were; a new run splits them anew")
+    return split
+
+
 def forget_later_lines(log, nimg):
-    """Drop the lines of log.jsonl that were written after the checkpoint at nimg."""
+    """Drop the lines of a .jsonl file that were written after the checkpoint at nimg."""
     if log.is_file():
         lines = log.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["nimg"] <= nimg]
+        kept = [line for line in lines
+                if line.endswith("\n") and (json.loads(line)["nimg"] or 0) <= nimg]
         temporary = log.with_name("log.jsonl.tmp")
         temporary.write_text("".join(kept))
         os.replace(temporary, log)
@@ -897,6 +931,9 @@ def main(argv=None):
                                     options["allow_upsampling"], say, progress_bar)
         if first_here:
             join_processes(device)
+        split = find_split(options, checkpoint, source, packed)
+        parts = split and data.split_pictures(split["images"], split["seed"])
+        only = parts and parts["training"]                     # None: all of them
         if checkpoint and checkpoint["progress"].get("pictures", source.stamp) != source.stamp:
             say("note: the pictures are not those that the checkpoint was trained with; the run "
                   "goes on with these")
@@ -919,7 +956,7 @@ def main(argv=None):
     samples = new_samples(options)
     progress = {"nimg": 0, "step": 0, "resolution": None, "phase": None, "alpha": 1.0,
                 "steps_since_tick": 0, "sums": torch.zeros(len(LOGGED) + 1),
-                "pictures": source.stamp}
+                "pictures": source.stamp, "split": split}
     # All that a run is: what is not restored here must be a function of nimg, step and the
     # options, as all random numbers are, or a resumed run would drift from one never stopped.
     # Proved: test_a_killed_and_resumed_run_ends_with_the_bits_of_one_never_stopped
@@ -939,6 +976,14 @@ def main(argv=None):
     first_bad = torch.full((), math.inf, device=device)        # the first step that went wrong
 
     # ---- 4. How long will it take, and does it fit? ----
+    measure = None
+    if options["evaluate_kimg"] and chief:
+        import evaluate                                        # which imports this file
+        try:
+            measure = evaluate.prepare(options, packed, source, parts, device, processes, G_ema,
+                                       G, D)
+        except (ValueError, OSError) as error:
+            fail(error)
     try:
         speeds = measure_speed(G, D, options, device, processes)
     except RuntimeError as error:
@@ -956,7 +1001,8 @@ def main(argv=None):
         try:
             run = interrupted or make_run_folder(out, name, resume_path)
             (run / "samples").mkdir(exist_ok=True)
-            forget_later_lines(run / "log.jsonl", nimg)
+            for name in ("log.jsonl", "metrics.jsonl"):
+                forget_later_lines(run / name, nimg)
             write_settings(run, options, device, processes, resume_path, nimg)
         except (ValueError, OSError) as error:
             fail(error)
@@ -965,7 +1011,7 @@ def main(argv=None):
         from torch.utils.tensorboard import SummaryWriter      # slow to import, so not on top
         board = SummaryWriter(run, purge_step=nimg + 1)        # forget later curves, too
         finals = data.PictureDataset(packed, source, options["resolution"], options["seed"],
-                                     flip=not options["no_flip"])
+                                     flip=not options["no_flip"], only=only)
         grid = as_grid(data.to_images(finals.__getitems__(range(len(samples["z"])))),
                        samples["columns"])
         Image.fromarray(grid).save(run / "samples" / "reals.png")
@@ -997,7 +1043,7 @@ def main(argv=None):
             batch = options["batch"][stage.resolution]
             pictures = iter(data.picture_loader(
                 data.PictureDataset(packed, source, stage.resolution, options["seed"],
-                                    flip=not options["no_flip"]),
+                                    flip=not options["no_flip"], only=only),
                 batch // processes, nimg, options["workers"], device.type == "cuda",
                 rank, processes))
             mixer = iter(data.StyleMixer(
@@ -1084,13 +1130,26 @@ def main(argv=None):
                 "progress": {"nimg": nimg, "step": step, "resolution": resolution, "phase": phase,
                              "alpha": alpha, "steps_since_tick": steps_since_tick, "sums": sums,
                              "scalers": [scaler.state_dict() for scaler in scalers],
-                             "pictures": source.stamp}}
+                             "pictures": source.stamp, "split": split}}
             try:
                 models.save_checkpoint(run / "checkpoint.pt", state)
                 if finished:
                     models.save_checkpoint(run / f"checkpoint-{resolution}.pt", state)
             except (OSError, RuntimeError) as error:           # torch reports a full disk as either
                 fail(f"cannot write a checkpoint ({error}); the one before is whole", 1)
+
+        # The chief measures, on copies, while the others wait for it in the next step.
+        # Proved: test_a_run_that_is_measured_ends_with_the_bits_of_one_that_is_not
+        if measure and not stopping and (last or crossed(nimg, batch, options["evaluate_kimg"])):
+            measuring = time.perf_counter()
+            for record in measure(resolution, alpha, nimg):
+                evaluate.append_line(run / "metrics.jsonl", record)
+                board.add_scalar(f"metrics/{record['metric']}", record["value"], nimg)
+                bar.write(f"{nimg / 1000:8.1f} kimg  {record['metric']} {record['value']:.4g}" + (
+                    f" +- {record['error']:.2g}" if record["error"] else ""), file=sys.stdout)
+            sys.stdout.flush()
+            measuring = time.perf_counter() - measuring        # is no time of training
+            started, tick_started = started + measuring, tick_started + measuring
 
     # ---- 8. The end ----
     for number, handler in handlers.items():

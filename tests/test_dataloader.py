@@ -55,6 +55,18 @@ def test_a_painted_face_looks_as_it_did_on_the_machine_that_wrote_this():
     assert not np.array_equal(np.asarray(data.paint_face(8, 32)), stored)  # control
 
 
+def test_there_are_always_more_painted_faces(tmp_path):
+    """Lesson: faces beyond those that are trained on are new, and have a cache of their own."""
+    assert data.painted_faces(range(data.PAINTED_FACES)) == data.find_pictures(None)
+    unseen = data.painted_faces(range(10_000, 10_003))
+    again = [data.read_picture(unseen, k, 16) for k in range(3)]
+    assert np.array_equal(again[2], np.asarray(data.paint_face(10_002, 16)))
+    assert not np.array_equal(again[2], np.asarray(data.paint_face(2, 16)))          # control
+    others = data.painted_faces(range(10_000, 10_004))
+    folders = {data.pack_pictures(source, 4, tmp_path, report=str) for source in (unseen, others)}
+    assert len(folders) == 2
+
+
 # ---- 2. reading a picture ----
 
 
@@ -298,6 +310,28 @@ def test_an_epoch_shows_every_picture_once(tmp_path, photos):
     assert torch.equal(next(workers), straight[10:15])
     other = data.PictureDataset(folder, data.find_pictures(photos), 16, seed=4)
     assert not torch.equal(other.__getitems__(range(12)), first)           # control
+
+
+def test_the_split_is_disjoint_by_image_and_repeatable(tmp_path, photos):
+    """Lesson: pictures that judge a network must be pictures that it has not learned from, so each
+    belongs to one part, whatever its mirror image, its size or the epoch."""
+    parts = data.split_pictures(1003, seed=5)
+    assert {name: len(part) for name, part in parts.items()} == {
+        "training": 803, "adversary": 100, "test": 100}
+    assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(1003))
+    again, other = data.split_pictures(1003, seed=5), data.split_pictures(1003, seed=6)
+    assert all(np.array_equal(parts[name], again[name]) for name in parts)
+    assert not np.array_equal(parts["test"], other["test"])                # control: another seed
+    # What reaches a network: the reds of the pictures, over many epochs and mirrored.
+    folder, _ = pack(photos, tmp_path / "cache")
+    seen = {}
+    for name, part in data.split_pictures(12).items():
+        for resolution in (4, 16):
+            dataset = data.PictureDataset(folder, data.find_pictures(photos), resolution, only=part)
+            reds = set(dataset.__getitems__(range(60))[:, 0, 0, 0].tolist())
+            assert seen.setdefault(name, reds) == reds and len(reds) == len(part)
+    assert [len(seen[name]) for name in ("training", "adversary", "test")] == [10, 1, 1]
+    assert len(set.union(*seen.values())) == 12
 
 
 def test_half_of_the_pictures_are_mirrored_unless_turned_off(tmp_path):

@@ -1,5 +1,6 @@
 """train.py: the formulas against the official numbers, and the program as a user meets it."""
 
+import functools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import evaluate
 import official
 import stylegan_models as models
 import train
@@ -308,6 +310,7 @@ def test_tables_say_one_number_or_one_per_resolution():
     (["--resolution", "16", "--initial-resolution", "32"], "is larger than --resolution 16"),
     (["--batch", "0"], "--batch 0 is too small"),
     (["--total-kimg", "0.0004"], "--total-kimg 0.0004 is too small"),
+    (["--evaluate-kimg", "0"], "--evaluate-kimg 0 is too small"),
     (["--samples-kimg", "inf"], "inf must be a number, 0 or more"),
     (["--data", ""], "--data: an empty path"),
     (["--batch", "4:8;16:4"], "neither a number nor a table"),
@@ -578,6 +581,101 @@ def test_resuming_an_older_checkpoint_starts_a_new_folder(finished_run, tmp_path
     assert (tmp_path / "runs" / "00000-pictures" / "checkpoint.pt").exists()
 
 
+@pytest.fixture
+def few_faces(monkeypatch, tmp_path):
+    """400 painted faces instead of 10,000, short searches; runs land in the current folder."""
+    monkeypatch.setattr(train.data, "PAINTED_FACES", 400)
+    monkeypatch.setattr(train, "measure_speed", lambda *args: {4: 1.0, 8: 1.0, 16: 1.0})
+    monkeypatch.setattr(evaluate, "Settings", functools.partial(evaluate.Settings, dg_steps=5))
+    monkeypatch.chdir(tmp_path)
+
+
+def measured(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in line if key != "seconds"} for line in lines]
+
+
+def test_a_run_that_is_measured_ends_with_the_bits_of_one_that_is_not(few_faces, tmp_path):
+    """Lesson: both hold the same pictures out; one is measured six times, the other only at its
+    end: the networks, Adams and logs are the same. Interrupted and resumed it has the same numbers
+    in metrics.jsonl. A run that holds nothing out sees other pictures."""
+    for name, kimg in (("often", "0.1"), ("once", "100")):
+        assert train.main([*TINY, "--evaluate-kimg", kimg, "--out", name]) == 0
+    often, once = (models.load_checkpoint(tmp_path / name / "checkpoint.pt")
+                   for name in ("often", "once"))
+    del often["options"], once["options"]
+    assert differences(often, once) == []
+    assert deterministic(tmp_path / "often") == deterministic(tmp_path / "once")
+    lines = measured(tmp_path / "often")
+    assert [line["nimg"] for line in lines] == [104, 200, 304, 400, 500, 600]
+    assert [line["resolution"] for line in lines] == [4, 8, 8, 16, 16, 16]
+    assert all(line["value"] > 0 and line["test_images"] == 40 for line in lines)
+    assert measured(tmp_path / "once") == lines[-1:]
+    # evaluate.py finds the same held-out pictures by itself, and with them the same number.
+    assert evaluate.main(["once", "--metrics", "duality_gap", "--dg-steps", "5", "--cache",
+                          "cache", "--device", "cpu"]) == 0
+    again = measured(tmp_path / "once")[-1]
+    assert again.pop("checkpoint") == "checkpoint.pt" and again.pop("data") == "faces"
+    assert again == lines[-1]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    board = EventAccumulator(str(tmp_path / "often")).Reload()
+    logged = board.Scalars("metrics/duality_gap")
+    assert [scalar.step for scalar in logged] == [line["nimg"] for line in lines]
+    assert [scalar.value for scalar in logged] == pytest.approx([line["value"] for line in lines])
+
+    # The first part ends where a phase does: a phase cut short would fade faster.
+    early = [*TINY, "--evaluate-kimg", "0.1", "--total-kimg", "0.3", "--out", "early"]
+    assert train.main(early) == 0
+    assert train.main(["--resume", "early/checkpoint.pt", "--total-kimg", "0.6"]) == 0
+    assert measured(tmp_path / "early") == lines
+
+    assert train.main([*TINY, "--out", "all"]) == 0                        # control
+    every = models.load_checkpoint(tmp_path / "all" / "checkpoint.pt")
+    assert every["progress"]["split"] is None and not (tmp_path / "all" / "metrics.jsonl").exists()
+    assert differences(every["generator"], often["generator"]) != []
+
+
+def test_what_was_held_out_stays_held_out(few_faces, tmp_path, capsys, monkeypatch):
+    """Lesson: of every picture that training asks for, none is of the adversary or test part; and a
+    run whose pictures have all been seen, or have changed, cannot hold any out."""
+    asked, read = [], train.data.PictureDataset.__getitems__
+
+    def watch(dataset, samples):
+        asked.extend(dataset.numbers.tolist())
+        return read(dataset, samples)
+    monkeypatch.setattr(train.data.PictureDataset, "__getitems__", watch)
+    short = [*TINY, "--resolution", "4", "--total-kimg", "0.1"]
+    monkeypatch.setattr("evaluate.prepare", lambda *args: lambda *args: [])    # training alone
+    assert train.main([*short, "--evaluate-kimg", "1", "--seed", "7", "--out", "run"]) == 0
+    progress = models.load_checkpoint(tmp_path / "run" / "checkpoint.pt")["progress"]
+    assert progress["split"] == {"seed": 7, "images": 400}
+    parts = train.data.split_pictures(400, 7)
+    assert set(asked) == set(parts["training"].tolist()) and len(set(asked)) == 320
+    asked.clear()
+    assert train.main([*short, "--out", "all"]) == 0
+    assert set(asked) == set(range(400))                                   # control
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        train.main(["--resume", "all/checkpoint.pt", "--total-kimg", "1", "--evaluate-kimg", "1"])
+    assert "has learned from all of its pictures" in capsys.readouterr().err
+    find = train.data.find_pictures
+    monkeypatch.setattr(train.data, "find_pictures", lambda p: find(p)._replace(stamp="other"))
+    with pytest.raises(SystemExit):
+        train.main(["--resume", "run/checkpoint.pt", "--total-kimg", "1"])
+    assert "have changed since some were held out" in capsys.readouterr().err
+
+
+def test_a_measurement_that_cannot_work_is_refused_at_the_start(few_faces, tmp_path, capsys):
+    for typed, message in ((["--evaluate-metrics", "beauty"], "'beauty' is none of"),
+                           (["--evaluate-metrics", "kid", "--evaluate-features", "no.pt"],
+                            "no.pt: no such file")):
+        with pytest.raises(SystemExit) as caught:
+            train.main([*TINY, "--evaluate-kimg", "0.1", *typed, "--out", "run"])
+        error = capsys.readouterr().err
+        assert caught.value.code == 2 and message in error and error.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_explodes_stops_and_keeps_the_last_good_checkpoint(
         pictures, tmp_path, capsys, monkeypatch):
     """Lesson: NaN spreads to all weights in one step; a checkpoint written then is worthless."""
@@ -609,7 +707,8 @@ def test_help_teaches_and_importing_does_nothing(tmp_path):
                    "--channel-max --latent-dim --style-dim --mapping-dim --mapping-layers "
                    "--styles-to-mix --mixing-probability --ema-halflife-kimg --workers --no-flip "
                    "--accumulate --precision --compile "
-                   "--samples-kimg --checkpoint-kimg --resume --out --seed --device").split():
+                   "--samples-kimg --checkpoint-kimg --evaluate-kimg --resume --out --seed "
+                   "--device").split():
         assert option in out, option
     for module in ("train", "stylegan_dataloader", "stylegan_models", "stylegan_layers"):
         subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
