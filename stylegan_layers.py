@@ -29,9 +29,10 @@ LEAKY_GAIN = math.sqrt(2)
 
 
 class _LeakyReLU(torch.autograd.Function):
-    """A leaky ReLU in place, with a gradient that knows that its own derivative is zero.
+    """A leaky ReLU that keeps less, with a gradient that knows that its own derivative is zero.
 
-    The slope is 1 or 0.2, and the sign of the RESULT says which: the input need not be kept.
+    The slope is 1 or 0.2, and the sign of the RESULT says which. The result is kept anyway, as the
+    input of the next layer; so the input of this one need not be.
     Away from 0 the slope does not change with x, so R1, which differentiates the gradient, gets
     nothing from here. Autograd's own leaky ReLU gives it an image full of zeros instead, which is
     then added to other gradients: traffic without a purpose.
@@ -39,10 +40,9 @@ class _LeakyReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        F.leaky_relu_(x, LEAKY_SLOPE)
-        ctx.mark_dirty(x)
-        ctx.save_for_backward(x)
-        return x
+        result = F.leaky_relu(x, LEAKY_SLOPE)
+        ctx.save_for_backward(result)
+        return result
 
     @staticmethod
     def backward(ctx, grad):
@@ -64,8 +64,8 @@ class _LeakyReLUGradient(torch.autograd.Function):
         return _LeakyReLUGradient.apply(grad, result), None
 
 
-def leaky_relu_(x):
-    """x where positive, 0.2 x elsewhere; any shape. Overwrites x, which is what the "_" says.
+def leaky_relu(x):
+    """x where positive, 0.2 x elsewhere; any shape.
 
     Proved: tests/test_layers.py::test_leaky_relu_and_its_derivatives_against_torch
     """
@@ -169,22 +169,22 @@ class EqualizedLinear(torch.nn.Module):
 #
 # Which form is fastest was measured: milliseconds for one layer, forward + backward going up,
 # forward + the double backward of R1 going down; float32, channels_last, half the batch at 128 px.
-# [MACHINE] 2 cores of a server CPU with AVX-512 (rerun: python tests/benchmark.py); no GPU yet.
+# [MACHINE] 2 cores of a server CPU with AVX-512 (rerun: python tests/benchmark.py parts); no GPU.
 #
-#                   paper's widths, batch 4   paper's widths, batch 16   default run, batch 32
-#                     plain   4x4    6x6        plain   4x4    6x6        plain   4x4    6x6
-#     up      8 px       22     80    147           30     43    184         1.4    1.2    2.6
-#     down    8 px       33     64    209           76     64    285         3.4    2.4    5.8
-#     up     16 px       31     59    168          112     84    281         3.7    2.7    6.7
-#     down   16 px       78     87    263          291    154    482        12.0    6.4   15.2
-#     up     32 px      120     97    273          478    284    771         7.9    4.0   11.5
-#     down   32 px      321    191    486         1379    672   1673        29.9   12.9   27.8
-#     up     64 px      247    126    299         1089    537   1206        10.5    5.3   12.3
-#     down   64 px      659    275    641         3590   1451   3077        43.8   18.1   36.0
-#     up    128 px      153     63    140          686    313    725         9.8    4.5    9.6
-#     down  128 px      431    145    316         1901    876   1899        47.4   16.0   30.8
+#                  paper's widths, batch 4  paper's widths, batch 16    default run, batch 32
+#                    plain    4x4    6x6      plain    4x4    6x6      plain    4x4    6x6
+#     up      8 px      12     17     38       32     32     95       1.2    0.9    1.9
+#     down    8 px      26     30     79       76     65    212       3.0    2.3    5.1
+#     up     16 px      32     28     59      118     74    186       3.9    2.5    5.9
+#     down   16 px      76     53    134      282    160    434      10.3    6.3   16.2
+#     up     32 px     114     66    147      449    232    550       8.5    5.3   10.4
+#     down   32 px     292    152    361     1125    555   1437      26.6   13.1   29.0
+#     up     64 px     236    111    253      950    446   1007      11.5    8.2   13.7
+#     down   64 px     614    284    642     2362   1120   2804      37.9   21.3   38.9
+#     up    128 px     140     60    126      564    243    521      10.8    7.5   11.2
+#     down  128 px     321    150    333     1433    657   1436      35.8   21.0   34.3
 #
-# The 4x4 kernel wins by 1.2 to 3 times as soon as there are enough pixels to pay for merging it.
+# The 4x4 kernel wins by 1.3 to 2.3 times as soon as there are enough pixels to pay for merging it.
 # The 6x6 kernel never wins: 36 multiplications instead of 16, to save a blur that costs less than
 # that. Nor does it need less memory, since the blur keeps nothing for its gradient; proved:
 # tests/test_layers.py::test_the_merged_form_keeps_no_less_memory. So the network uses the 4x4
@@ -209,67 +209,71 @@ class _Convolution(torch.autograd.Function):
     gradient, are closed under differentiation; R1 needs it twice.
 
     Autograd knows all this for the first derivative. For the second it builds the gradient of w
-    from a convolution whose KERNEL is an image, for which no library has a good program: at
-    [16, 512, 32, 32] it took 5 times as long as `correlate` does (tests/benchmark.py).
+    from a convolution whose KERNEL is an image, and copies the images for it: a layer with R1 at
+    [16, 512, 32, 32] took 1.1 times as long in all (tests/benchmark.py).
     """
 
     input_gradients_only = False
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, up):
+    def forward(ctx, x, weight, bias, stride, padding, up):
         # What a gradient needs is the other factor; so x is only kept if w is to learn.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        ctx.stride, ctx.up = stride, up
+        ctx.shape, ctx.up = (stride, padding), up
         operation = F.conv_transpose2d if up else F.conv2d
-        return operation(x, weight, bias, stride, (weight.shape[2] - 1) // 2)
+        return operation(x, weight, bias, stride, padding)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = _Convolution.apply(grad, weight, None, ctx.stride, not ctx.up)
+            grad_x = _Convolution.apply(grad, weight, None, *ctx.shape, not ctx.up)
         if ctx.needs_input_grad[1] and not _Convolution.input_gradients_only:
             large, small = (grad, x) if ctx.up else (x, grad)
-            grad_weight = _Correlation.apply(large, small, weight.shape, ctx.stride)
+            grad_weight = _Correlation.apply(large, small, weight, *ctx.shape)
         if ctx.needs_input_grad[2] and not _Convolution.input_gradients_only:
             grad_bias = grad.sum(dim=(0, 2, 3))
-        return grad_x, grad_weight, grad_bias, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 class _Correlation(torch.autograd.Function):
     """The third of the operations: how well does each shift of `large` agree with `small`?"""
 
     @staticmethod
-    def forward(ctx, large, small, kernel_shape, stride):
+    def forward(ctx, large, small, like, stride, padding):
         ctx.save_for_backward(large, small)
-        ctx.stride = stride
+        ctx.shape = stride, padding
         if stride == 2 and large.device.type == "cpu":
             # [MACHINE] oneDNN has a better program for the other memory format here: 92 ms
             #           instead of 115 to 145 at [16, 512, 32, 32] (measured).
             large, small = large.contiguous(), small.contiguous()
-        return torch.nn.grad.conv2d_weight(large, kernel_shape, small, stride,
-                                           (kernel_shape[2] - 1) // 2)
+            like = like.contiguous()
+        # Of `like`, only the shape and the memory format matter: those of the result.
+        return torch.ops.aten.convolution_backward(
+            small, large, like, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
+            [False, True, False])[1]
 
     @staticmethod
     def backward(ctx, grad):
         large, small = ctx.saved_tensors
         grad_large = grad_small = None
         if ctx.needs_input_grad[0]:
-            grad_large = _Convolution.apply(small, grad, None, ctx.stride, True)
+            grad_large = _Convolution.apply(small, grad, None, *ctx.shape, True)
         if ctx.needs_input_grad[1]:
-            grad_small = _Convolution.apply(large, grad, None, ctx.stride, False)
-        return grad_large, grad_small, None, None
+            grad_small = _Convolution.apply(large, grad, None, *ctx.shape, False)
+        return grad_large, grad_small, None, None, None
 
 
-def convolve(x, weight, bias=None, stride=1, up=False):
-    """F.conv2d, or F.conv_transpose2d if `up`, with enough padding that R stays, R/2 or 2R results.
+def convolve(x, weight, bias=None, stride=1, up=False, padding=None):
+    """F.conv2d, or F.conv_transpose2d if `up`, whose second derivative is as fast as its first.
 
-    Shapes: x [N, I, R, R]; weight [O, I, k, k], or [I, O, k, k] if `up`; k odd and stride 1, or
-            k = 4 and stride 2.
+    Shapes: x [N, I, R, R]; weight [O, I, k, k], or [I, O, k, k] if `up`. padding (k - 1) // 2 if
+            None: then R stays for odd k and stride 1, and k = 4 with stride 2 gives R/2 or 2R.
     Proved: tests/test_layers.py::test_convolution_and_its_derivatives_against_torch
     """
-    return _Convolution.apply(x, weight, bias, stride, up)
+    padding = (weight.shape[2] - 1) // 2 if padding is None else padding
+    return _Convolution.apply(x, weight, bias, stride, padding, up)
 
 
 @contextlib.contextmanager
@@ -289,8 +293,8 @@ def input_gradients_only():
 def shifted_copies_matrix(blur):
     """The 3x3 -> 4x4 (or, blurred, 6x6) kernel change as a matrix, since it is linear.
 
-    Why:    a product [O*I, 9] @ [9, 16] builds the kernels of a layer five times faster than
-            adding slices of a padded copy, backward included (tests/benchmark.py).
+    Why:    a product with a [9, 16] matrix builds the kernels of a layer faster than adding slices
+            of a padded copy, backward included (tests/benchmark.py).
     Shapes: -> [9, 16], or [9, 36] with the [1,2,1] x [1,2,1] / 16 blur folded in.
     Proved: tests/test_layers.py::test_summed_kernel_is_four_shifted_copies
     """
@@ -325,7 +329,7 @@ class _SelfAdjointBlur(torch.autograd.Function):
     and so are its zeros beyond the border, so blurring the gradient is all there is to do, and
     doing it again is the second derivative that R1 needs. Autograd does not know that and takes
     the general road (a transposed depthwise convolution and, for R1, worse): blur and R1 together
-    took 9 times as long at [32, 32, 32, 32] (tests/benchmark.py).
+    took 10 times as long at [32, 32, 32, 32] (tests/benchmark.py).
     """
 
     @staticmethod
@@ -386,7 +390,7 @@ def upsample_conv_blur_merged(x, weight, matrix):
     matrix is shifted_copies_matrix(blur=True).
     """
     kernel = merge_kernel(weight.transpose(0, 1), matrix.flip(1))          # [I, O, 6, 6]
-    y = F.conv_transpose2d(x, kernel, stride=2)                            # [N, O, 2H+4, 2W+4]
+    y = convolve(x, kernel, stride=2, up=True, padding=0)                  # [N, O, 2H+4, 2W+4]
     for axis in (2, 3):
         size = y.shape[axis] - 4
         overhang_1, _, inside, _, overhang_2 = y.split([1, 1, size, 1, 1], axis)
@@ -401,7 +405,7 @@ def blur_conv_downsample_merged(x, weight, matrix):
         first, last = x.narrow(axis, 0, 1), x.narrow(axis, -1, 1)
         zero = torch.zeros_like(first)
         x = torch.cat([-first, zero, x, zero, -last], axis)
-    return F.conv2d(x, merge_kernel(weight, matrix / 4), stride=2)
+    return convolve(x, merge_kernel(weight, matrix / 4), stride=2, padding=0)
 
 
 class EqualizedConv2d(torch.nn.Module):

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 
 from stylegan_layers import (
     AdaIN, EqualizedConv2d, EqualizedLinear, LearnedConstant, MinibatchStddev, NoiseInput,
-    PixelNorm, input_gradients_only, leaky_relu_)
+    PixelNorm, input_gradients_only, leaky_relu)
 
 
 def resolutions_up_to(resolution):
@@ -108,7 +108,7 @@ class MappingNetwork(torch.nn.Module):
     def forward(self, z):
         x = self.normalize(z)
         for layer in self.layers:
-            x = leaky_relu_(layer(x))
+            x = leaky_relu(layer(x))
         return x
 
 
@@ -137,9 +137,9 @@ class SynthesisBlock(torch.nn.Module):
 
     def forward(self, x, ws, noise_mode):
         x = self.const(ws.shape[0]) if x is None else self.conv0(x)
-        x = self.adain0(leaky_relu_(self.noise0(x, noise_mode)), ws[:, 0])
+        x = self.adain0(leaky_relu(self.noise0(x, noise_mode)), ws[:, 0])
         x = self.conv1(x)
-        return self.adain1(leaky_relu_(self.noise1(x, noise_mode)), ws[:, 1])
+        return self.adain1(leaky_relu(self.noise1(x, noise_mode)), ws[:, 1])
 
 
 class SynthesisNetwork(torch.nn.Module):
@@ -264,7 +264,7 @@ class DiscriminatorBlock(torch.nn.Module):
         self.conv1 = EqualizedConv2d(in_channels, out_channels, resample="down")
 
     def forward(self, x):
-        return leaky_relu_(self.conv1(leaky_relu_(self.conv0(x))))
+        return leaky_relu(self.conv1(leaky_relu(self.conv0(x))))
 
 
 class DiscriminatorHead(torch.nn.Module):
@@ -283,8 +283,8 @@ class DiscriminatorHead(torch.nn.Module):
 
     def forward(self, x):
         x = x.to(self.dense0.weight.dtype)                                 # whatever came before
-        x = leaky_relu_(self.conv(self.minibatch_stddev(x)))
-        return self.dense1(leaky_relu_(self.dense0(x.flatten(1))))
+        x = leaky_relu(self.conv(self.minibatch_stddev(x)))
+        return self.dense1(leaky_relu(self.dense0(x.flatten(1))))
 
 
 class Discriminator(torch.nn.Module):
@@ -317,11 +317,11 @@ class Discriminator(torch.nn.Module):
             raise ValueError(f"this network looks at square images of {', '.join(self.blocks)} "
                              f"px, not at {list(images.shape)}")
         dtype = self.dtype or images.dtype
-        x = leaky_relu_(self.from_rgb[str(r)](images).to(dtype))
+        x = leaky_relu(self.from_rgb[str(r)](images).to(dtype))
         x = self.blocks[str(r)](x)
         if is_fading(alpha) and r > 4:
             small = F.avg_pool2d(images, 2)
-            old = leaky_relu_(self.from_rgb[str(r // 2)](small).to(dtype))
+            old = leaky_relu(self.from_rgb[str(r // 2)](small).to(dtype))
             x = blend(old, x, alpha)
         while r > 4:
             r //= 2

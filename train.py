@@ -1,6 +1,6 @@
 """train.py: train a StyleGAN.   (1st in the reading order)
 
-    python train.py                                        paints its own pictures; 10 minutes on
+    python train.py                                        paints its own pictures; 8 minutes on
                                                            two CPU cores (README.md shows them)
     python train.py --resolution 8 --total-kimg 40         the same, only up to 8x8: a minute
     python train.py --data photos/ --resolution 256        anybody's pictures
@@ -99,7 +99,7 @@ def discriminator_loss(real_scores, fake_scores):
     Why:    the cross-entropy of "real or fake?" with the score as logit. softplus(s) is
             log(1 + e^s), which is -log sigmoid(-s) without overflow.
     Units:  2 ln 2 = 1.386 if D gives every image the score 0, that is, cannot tell; 0 if it is
-            always sure and right. Far above: D is wrong. The default run ends at 1.12.
+            always sure and right. Far above: D is wrong. The default run ends at 1.14.
     Paper:  Goodfellow et al. 2014, equation 1; StyleGAN appendix C.
     Proved: tests/test_train.py::test_losses_and_gradients_equal_the_official_ones,
             ::test_a_discriminator_that_cannot_tell_has_loss_2_ln_2
@@ -152,7 +152,7 @@ def r1_weight(r1_gamma, r1_interval, resolution, final_resolution):
 
     Three factors:
     - gamma / 2, as in the paper, with gamma = 10.
-    - interval: a step with the penalty takes 1.4 times as long (measured, default run, 32 px), so
+    - interval: a step with the penalty takes 1.2 times as long (measured, default run, 32 px), so
       it may be computed in every k-th step only, k times as strong: the same pull on average
       (StyleGAN2, appendix B). StyleGAN2 also shrinks Adam's rates by k/(k+1), because it gives
       the penalty a step of its own, k+1 steps instead of k; here it joins the step that is made
@@ -242,7 +242,7 @@ ALWAYS = dict(
 
 # ... and those that depend on what there is. Every value can be overridden on the command line.
 PRESETS = {
-    # [MACHINE] 2 CPU cores: 10 minutes, 0.9 GB of memory (measured). Found by trying: in the same
+    # [MACHINE] 2 CPU cores: 8 minutes, 0.9 GB of memory (measured). Found by trying: in the same
     #           time, batch 16 gave clearly better faces than 32, and a rate of 0.003 with gamma 3
     #           than 0.002 with gamma 1.
     "painted faces on a CPU": dict(
@@ -944,8 +944,7 @@ def main(argv=None):
     torch.manual_seed(options["seed"])
     settings = {name: options[name] for name in models.SETTINGS}
     # channels_last: the C numbers of a pixel lie together in memory, instead of the pixels of a
-    # channel. It changes no result, but time: a step of the default run took 1.4 times as long
-    # without it (tests/benchmark.py).
+    # channel. It changes no result, but is what fast convolutions are written for.
     G = models.make_generator(settings).to(device, memory_format=torch.channels_last)
     D = models.make_discriminator(settings).to(device, memory_format=torch.channels_last)
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)      # never trained: it only follows G
@@ -1036,6 +1035,7 @@ def main(argv=None):
             G_opt, D_opt = new_adam(G, device), new_adam(D, device)
         if options["compile"] and (compiled is None or phase != stage_phase):
             torch.compiler.reset()                             # every stage is a program of its own
+            torch._dynamo.config.cache_size_limit = 64         # 8 are too few for so many layers
             compiled = torch.compile(G), torch.compile(D)
         # A new resolution: other pictures, and rows for more layers. Both begin at the sample that
         # this nimg has reached; the mixer gives two rows an image, one for D's turn, one for G's.

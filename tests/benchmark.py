@@ -238,8 +238,7 @@ def loader(options):
     speeds = train.measure_speed(G, D, chosen, CPU)
     print(f"{'px':>5}{'loader, images/s':>18}{'step, images/s':>16}{'times':>8}")
     with tempfile.TemporaryDirectory() as cache:
-        source = data.find_pictures(None)._replace(count=2000) if options.few else (
-            data.find_pictures(None))
+        source = data.painted_faces(range(2000))
         packed = data.pack_pictures(source, options.largest, cache, 2, report=lambda line: None)
         for resolution in models.resolutions_up_to(options.largest):
             batches = iter(data.picture_loader(
@@ -321,13 +320,13 @@ def resampling(name, channel_base, channel_max, batch):
 
 
 def small_parts():
-    """The claims beside merge_kernel, _SelfAdjointBlur and spatial_mean."""
+    """The claims beside merge_kernel, _Convolution, _SelfAdjointBlur and spatial_mean."""
     def compare(label, ours, other):
         print(f"{label:58}{ours:8.2f}{other:8.2f}   {other / ours:.1f} times")
     print(f"\n{'':58}{'ours':>8}{'other':>8}")
 
     matrix, weight = layers.shifted_copies_matrix(False), torch.randn(512, 512, 3, 3)
-    weight.requires_grad_()
+    weight = weight.to(memory_format=torch.channels_last).requires_grad_()
 
     def slices(w):
         p = F.pad(w, (1, 1, 1, 1))
@@ -336,6 +335,14 @@ def small_parts():
             milliseconds(lambda: forward_backward(
                 lambda w: layers.merge_kernel(w, matrix), weight)),
             milliseconds(lambda: forward_backward(slices, weight)))
+
+    x = torch.randn(16, 512, 32, 32).to(memory_format=torch.channels_last).requires_grad_()
+    for form, label in (((lambda x, w: layers.convolve(x, w), lambda x, w: F.conv2d(
+            x, w, padding=1)), "3x3 convolution and R1"),
+            ((lambda x, w: layers.leaky_relu(x), lambda x, w: F.leaky_relu(x, 0.2)),
+             "leaky ReLU and R1")):
+        compare(f"{list(x.shape)} {label}: ours / autograd", *(
+            milliseconds(lambda: double_backward(f, x, weight), 3) for f in form))
 
     def autograd_blur(x):
         return F.conv2d(x, layers.blur_kernel(x.shape[1]), padding=1, groups=x.shape[1])
@@ -395,7 +402,6 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=3)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--few", action="store_true")
     parser.add_argument("--folder")
     chosen = parser.parse_args()
     if chosen.what == "one":
