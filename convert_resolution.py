@@ -32,8 +32,8 @@ What IS baked in, and is changed here:
   (README.md: 32 px cut to 16, the colours were nearly right again after 10 kimg).
   Proved: ::test_a_lower_to_rgb_is_not_trained_any_more
 
-And what of the rest? Four questions have no answer in the paper; each is an option here, and
-README.md ("Another resolution") shows what was measured for it:
+And what of the rest? Four questions have no answer in the paper; each is an option here. The
+defaults are reasoned and not yet measured; tests/experiment_convert.py compares them with the rest:
 
   the large blocks    from scratch, or --donor: blocks that already make sharp detail, but learned
                       it from another network's features
