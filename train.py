@@ -594,8 +594,8 @@ def keep_freed_memory():
             A step makes and drops a few hundred such tensors.
     How:    two settings of glibc: keep blocks up to 32 MB (more it does not allow), and never
             shrink the rest. Larger ones come in pages of 2 MB, which PyTorch asks for if told so.
-    [MACHINE] Linux with glibc. Paper's widths, batch 16: see the table in README.md for what it
-              gains; a step takes 0.1 to 0.5 GB more. Elsewhere nothing is done.
+    [MACHINE] Linux with glibc (measured, 2 cores). Memory is kept until the end of the run, so a
+              run holds 0.1 to 0.5 GB more. Elsewhere nothing is done.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")         # read at the first large tensor
     if sys.platform == "linux":
