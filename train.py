@@ -512,7 +512,7 @@ def training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor, accumul
 
     # ---- D: minimise softplus(-D(real)) + softplus(D(fake)) + gamma/2 |grad D(real)|^2 ----
     # The terms are summed by way of their gradients, and what one of them needed is free again
-    # before the next is computed: it takes 0.2 GB less at the paper's widths, 32 px and batch 16.
+    # before the next is computed.
     D.requires_grad_(True)
     loss_scale = d_scaler.scale(torch.ones_like(sums[0]))
     for part in parts:
