@@ -50,7 +50,6 @@ import math
 import pathlib
 import re
 import shutil
-import sys
 from typing import NamedTuple
 
 import torch
@@ -501,9 +500,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):            # a file's name need not fit the terminal
-        stream.reconfigure(errors="backslashreplace")
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:
-        fail("stopped; nothing was written", 130)
+    models.start(main, fail, "stopped; nothing was written")

@@ -1484,9 +1484,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):        # a file's name need not fit the terminal
-        stream.reconfigure(errors="backslashreplace")
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:
-        fail("stopped; no file is half-written", 130)
+    models.start(main, fail, "stopped; no file is half-written")

@@ -28,7 +28,6 @@ import math
 import os
 import pathlib
 import re
-import sys
 import warnings
 import zipfile
 from typing import NamedTuple
@@ -1231,9 +1230,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):        # a file's name need not fit the terminal
-        stream.reconfigure(errors="backslashreplace")
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:
-        fail("stopped; no file is half-written", 130)
+    models.start(main, fail, "stopped; no file is half-written")

@@ -28,7 +28,6 @@ import pickletools
 import reprlib
 import shutil
 import struct
-import sys
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -825,9 +824,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):            # a file's name need not fit the terminal
-        stream.reconfigure(errors="backslashreplace")
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:
-        fail("stopped; nothing was written", 130)
+    models.start(main, fail, "stopped; nothing was written")

@@ -497,6 +497,16 @@ def pick_device(name=None):
     return device
 
 
+def start(main, fail, interrupted):
+    """Run a script: its exit code, and the sentence `interrupted` where Ctrl-C ended it."""
+    for stream in (sys.stdout, sys.stderr):            # a file's name need not fit the terminal
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:
+        fail(interrupted, 130)
+
+
 def fail(program, message, code=2):
     """End the program with one sentence on stderr: 2 for what the user can mend, else 1."""
     print(f"{program}: {message}", file=sys.stderr)

@@ -5,6 +5,7 @@
     python train.py --resolution 8 --total-kimg 40         the same, only up to 8x8: a minute
     python train.py --data photos/ --resolution 256        anybody's pictures
     python train.py --resume runs/00003-photos/checkpoint.pt
+    torchrun --standalone --nproc_per_node=2 train.py      two GPUs, or two halves of a CPU
 
 Read next: stylegan_dataloader.py, stylegan_models.py, stylegan_layers.py.
 Paper:   Karras et al. 2019, "A Style-Based Generator Architecture for GANs" (arXiv 1812.04948),
@@ -497,7 +498,8 @@ def training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor, accumul
             accumulate: the batch is worked off in that many parts, whose gradients are summed: the
             same step in less memory. Every accumulate-th image belongs to a part, so that the
             groups of the minibatch stddev are those of the whole batch, if N / accumulate is a
-            multiple of 4.   Proved: tests/test_train.py::test_accumulating_is_the_same_step
+            multiple of 4. (Only w_avg moves once for each part.)
+            Proved: tests/test_train.py::test_accumulating_is_the_same_step
             scalers: two GradScaler, for D and G (`new_scalers`).
             compiled: (G, D) as torch.compile returns them, or None.
     Returns (means, bad): a tensor [6], the means that `LOGGED` names and 1 if R1 was computed;
@@ -612,11 +614,15 @@ def seed_step(seed, step, process, device):
     How:    the z of the whole batch come from the returned generator, the same in every process,
             which takes its share. The noise inputs draw from torch's global generators, seeded
             differently in each process, or all of them would add the same noise.
+    Proved: tests/test_train.py::test_z_and_the_noise_of_each_process_are_different_numbers
     """
-    noise, latents = np.random.SeedSequence([seed, step, process]), np.random.SeedSequence(
-        [seed, step])
-    torch.manual_seed(int(noise.generate_state(1, np.uint64)[0]))
-    return torch.Generator(device).manual_seed(int(latents.generate_state(1, np.uint64)[0]))
+    # Number 0 is for z, the processes count from 1. (A shorter list would not do for z: numpy takes
+    # [seed, step] for [seed, step, 0], and z would be the numbers of the first one's noise.)
+    latents, noise = (
+        int(np.random.SeedSequence([seed, step, which]).generate_state(1, np.uint64)[0])
+        for which in (0, 1 + process))
+    torch.manual_seed(noise)
+    return torch.Generator(device).manual_seed(latents)
 
 
 def agreed(value):
@@ -843,19 +849,26 @@ def launched_by_torchrun(out):
     worked, if torchrun has started the processes again after one of them died (--max-restarts).
     """
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and launch_id():
         for run in [out] if out else sorted(pathlib.Path("runs").glob("*-*")):
             settings = run / "settings.json"
-            if settings.is_file() and json.loads(settings.read_text())["launch"] == launch_id():
+            if settings.is_file() and (
+                    json.loads(settings.read_text()).get("launch") == launch_id()):
                 return rank, processes, run
     return rank, processes, None
 
 
 def launch_id():
-    """What all attempts of one torchrun command have in common; None without torchrun."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return None
-    return f"{os.environ['TORCHELASTIC_RUN_ID']}, started by process {os.getppid()}"
+    """What all attempts of one torchrun command have in common; None without torchrun.
+
+    It is torchrun's --rdzv-id, which --standalone makes up. Without either it is "none"; then
+    the process of torchrun itself tells commands apart, on one machine.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name != "none":
+        return name
+    alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return f"started by process {os.getppid()}" if alone else None
 
 
 def join_processes(device):
@@ -1176,9 +1189,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):        # a file's name need not fit the terminal
-        stream.reconfigure(errors="backslashreplace")
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:                      # before the loop, or the second Ctrl-C in it
-        fail("stopped at once; checkpoints are whole", 130)
+    # In the loop, it takes a second Ctrl-C to come here.
+    models.start(main, fail, "stopped at once; checkpoints are whole")

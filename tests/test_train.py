@@ -289,6 +289,18 @@ def test_a_step_is_the_same_to_the_bit_each_time():
     assert not torch.equal(gradients(2), first)                # control
 
 
+def test_z_and_the_noise_of_each_process_are_different_numbers():
+    """Lesson: z must be the same in every process, and the noise in none like z or another's."""
+    def numbers(*where):
+        generator = train.seed_step(*where, torch.device("cpu"))
+        return torch.randn(8, generator=generator), torch.randn(8)
+    z, noise = numbers(3, 7, 0)
+    z_1, noise_1 = numbers(3, 7, 1)
+    assert torch.equal(z, z_1) and torch.equal(numbers(3, 7, 0)[1], noise)
+    different = [z, noise, noise_1, *numbers(3, 8, 0), *numbers(4, 7, 0)]
+    assert len({tuple(x.tolist()) for x in different}) == len(different)
+
+
 def test_fp16_scales_the_loss_and_the_gradient_comes_out_right():
     """Lesson: a gradient of 1e-9 is 0 in float16, unless the loss was made larger beforehand."""
     cpu, one = torch.device("cpu"), torch.ones(())
