@@ -1169,8 +1169,6 @@ def main(argv=None):
         signal.signal(number, handler)
     bar.close()
     stopped, bad = stopping and not last, bool(first_bad.isfinite())
-    if dist.is_initialized():
-        dist.destroy_process_group()
     if chief:
         board.close()
         kept = run / "checkpoint.pt" if (run / "checkpoint.pt").exists() else resume_path
@@ -1183,9 +1181,16 @@ def main(argv=None):
             say(f"stopped at {nimg / 1000:g} kimg; to go on: python train.py --resume {kept}")
         else:
             say(f"done: {run / 'samples' / f'{nimg:09d}.png'}, {run / 'checkpoint.pt'}")
+    code = int(bad)
     if stopped:
-        return 128 + (stop.signal or signal.SIGTERM)           # 130 Ctrl-C, 143 SIGTERM, as a shell
-    return int(bad)
+        code = 128 + (stop.signal or signal.SIGTERM)           # 130 Ctrl-C, 143 SIGTERM, as a shell
+    if dist.is_initialized():
+        # All is written. Leave at once: gloo's threads, taken down in order while another process
+        # still works, once ended a finished run with an abort.
+        del pictures                                           # ends its workers
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":
