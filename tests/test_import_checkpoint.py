@@ -471,6 +471,40 @@ def test_huge_claims_are_refused_in_little_memory(tmp_path, capsys, claim):
     assert peak < 120e6, f"{peak / 1e6:.0f} MB"
 
 
+def test_the_whole_is_never_twice_in_memory(tmp_path, monkeypatch):
+    """Lesson: letting go of an array as soon as it is copied saves the memory of a whole file."""
+    wide = dict(fmap_base=2048, fmap_max=128)
+    shapes_g, shapes_d = official_shapes(32, KWARGS_G | wide)
+    draw = lambda shapes: {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    sizes = dict(wide, resolution=32)
+    path = tmp_path / "official.pkl"
+    path.write_bytes(official.pickled(draw(shapes_g), draw(shapes_d), draw(shapes_g),
+                                      KWARGS_G | sizes, KWARGS_D | sizes))
+    assert path.stat().st_size > 10e6          # large beside what Python needs for the names
+
+    def peak():
+        """What import_file needs at most, in sizes of the file. Counts bytes and numpy's arrays."""
+        tracemalloc.start()
+        try:
+            import_file(path)
+            return tracemalloc.get_traced_memory()[1] / path.stat().st_size
+        finally:
+            tracemalloc.stop()
+
+    # once, and at one moment the largest array and its copy
+    assert 1 < peak() < 1.3
+
+    read, kept = import_checkpoint.read_anything, []
+
+    def read_and_keep(path):
+        value, names = read(path)
+        kept.extend(note.state for note in import_checkpoint.all_notes(value)
+                    if isinstance(note, Named))
+        return value, names
+    monkeypatch.setattr(import_checkpoint, "read_anything", read_and_keep)
+    assert peak() > 1.7                                                        # control
+
+
 @pytest.mark.parametrize("change", [
     dict(fmap_max=10 ** 15), dict(fmap_base=10 ** 6, fmap_max=10 ** 6),
     dict(mapping_layers=10 ** 9), dict(resolution=2 ** 40), dict(resolution=12),
@@ -619,6 +653,35 @@ def test_an_imported_file_is_a_checkpoint_like_any_other(imported, nets):
     paper = train.PRESETS["your pictures on a GPU"]
     same = set(paper) - set(models.SETTINGS) - {"total_kimg"}
     assert {key: checkpoint["options"][key] for key in same} == {key: paper[key] for key in same}
+
+
+def test_the_written_adam_has_not_made_a_step(imported):
+    """Lesson: an Adam that has not made a step is its options; here torch makes one to compare."""
+    checkpoint = models.load_checkpoint(imported)
+    for part, make in (("g", models.make_generator), ("d", models.make_discriminator)):
+        network = make(checkpoint["settings"])
+        new = train.new_adam(network, torch.device("cpu"))
+        loaded = train.new_adam(network, torch.device("cpu"))
+        for group in loaded.param_groups:
+            group.update(lr=1.0, betas=(0.9, 0.9), eps=1.0, weight_decay=1.0, fused=None)
+        wanted, = new.state_dict()["param_groups"]
+        differs = lambda: {key for key in wanted
+                           if loaded.state_dict()["param_groups"][0][key] != wanted[key]}
+        assert differs() == {"lr", "betas", "eps", "weight_decay", "fused"}    # control
+        loaded.load_state_dict(checkpoint[f"optimizer_{part}"])
+        assert not differs() and not loaded.state_dict()["state"]
+
+
+def test_the_compiler_is_not_loaded(official_file, tmp_path):
+    """Lesson: importing torch is not all; what it loads later on can cost more than the work."""
+    loaded = "import sys; print('compiler loaded:', 'torch._dynamo' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", "import import_checkpoint; "
+         f"import_checkpoint.main([{str(official_file)!r}, 'model.pt']); {loaded}"],
+        cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+    assert "compiler loaded: False" in done.stdout, done.stderr
+    torch.optim.Adam([torch.zeros(1)])
+    assert "torch._dynamo" in sys.modules                                      # control
 
 
 def test_fine_tuning_goes_on_at_the_final_resolution(imported, tmp_path, capsys, monkeypatch):
