@@ -104,7 +104,8 @@ def start(name, command):
     """The job as a running process, or what is left of it. What it says goes to NAME.log."""
     checkpoint = Path(name, "checkpoint.pt")
     if checkpoint.exists():
-        command = ["train.py", "--resume", checkpoint, "--device", "cpu"]
+        options = [str(word).startswith("--") for word in command].index(True)
+        command = [*command[:options], "--resume", checkpoint, "--device", "cpu"]
     else:
         shutil.rmtree(name, ignore_errors=True)        # a run stopped before its first checkpoint
     # One thread each, so that a number does not depend on how many run side by side.
