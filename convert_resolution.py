@@ -191,17 +191,21 @@ def convert_schedule(options, progress, old, new, fade_kimg=None, learning_rate=
       block begins at this nimg. In the words of its options: begin at the old resolution,
       "stabilize" it for all images seen so far, then fade;
     - downwards: begin at the new resolution, go on there for another stabilizing phase.
-    Units:  fade_kimg, learning_rate: tables, or None for the run's own.
+    A new block is random here, so upwards it is faded in, also in a run that grew by morphing.
+    Units:  fade_kimg, learning_rate: tables, or None for the run's own. (In the middle of a run
+            that grows by morphing, fade_kimg is what stands in for its --morph-kimg.)
     Errors: KeyError, TypeError, ValueError for options that train.py did not write.
     Proved: tests/test_convert_resolution.py::test_the_resumed_run_begins_with_the_fade_in,
             ::test_a_run_in_the_middle_keeps_its_place
     """
     nimg, now, phase = progress["nimg"], progress["resolution"], progress["phase"]
-    fades, stays = table_from(options["fade_kimg"]), table_from(options["stabilize_kimg"])
-    kimg, total = nimg / 1000, float(options["total_kimg"])
     initial, alpha = options["initial_resolution"], progress["alpha"]
     if now is None:                                    # a run that was kept before its first step
         now, phase = initial, "stabilize"
+    upwards = new > now == old and phase == "stabilize"
+    growth = "fade" if upwards else options.get("growth", "fade")
+    fades, stays = table_from(options[f"{growth}_kimg"]), table_from(options["stabilize_kimg"])
+    kimg, total = nimg / 1000, float(options["total_kimg"])
     above = models.resolutions_up_to(new)[len(models.resolutions_up_to(min(now, new))):]
     fades = from_here_on(fades, now, fade_kimg or fades)
 
@@ -212,7 +216,7 @@ def convert_schedule(options, progress, old, new, fade_kimg=None, learning_rate=
         initial, stays = new, {new: at(stays, old)}
         total = kimg + stays[new]
         now, phase, alpha = new, "stabilize", 1.0
-    elif now == old and phase == "stabilize":                              # upwards
+    elif upwards:
         initial, stays = old, {old: kimg, **{r: at(stays, r) for r in above}}
         total = kimg + sum(at(fades, r) + stays[r] for r in above)
         now, phase, alpha = 2 * old, "fade", 0.0
@@ -222,8 +226,8 @@ def convert_schedule(options, progress, old, new, fade_kimg=None, learning_rate=
         grown = [r for r in models.resolutions_up_to(new) if r >= initial]
         total = max(total, sum(at(stays, r) for r in grown) + sum(at(fades, r) for r in grown[1:]))
 
-    options = {**options, "resolution": new, "initial_resolution": initial,
-               "fade_kimg": show(fades), "stabilize_kimg": show(stays), "total_kimg": total}
+    options = {**options, "resolution": new, "initial_resolution": initial, "growth": growth,
+               f"{growth}_kimg": show(fades), "stabilize_kimg": show(stays), "total_kimg": total}
     if learning_rate is not None:
         options["learning_rate"] = show(learning_rate)
     # The sums since the last status line are those of another network by now.

@@ -294,7 +294,7 @@ def gan_batches(dataset, steps, nets, settings, batch, purpose):
     for step in range(steps):
         pixels = dataset.__getitems__(range(step * batch, (step + 1) * batch))
         z = stream.standard_normal((batch, settings.styles, nets.G.latent_dim))
-        yield (data.fade_reals(data.to_images(pixels, device), nets.alpha),
+        yield (train.reals_at(data.to_images(pixels, device), nets.alpha, nets.D.growth),
                torch.from_numpy(z).float().to(device), next(mixer).to(device), seed + step)
 
 
@@ -1320,6 +1320,7 @@ def load_networks(path, device):
         if name in checkpoint:
             found[name] = make(settings)
             found[name].load_state_dict(checkpoint[name])
+            models.set_growth(checkpoint, found[name])
             # channels_last for speed, as in train.py.
             found[name].to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     G_ema = found["generator_ema"]

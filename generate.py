@@ -77,6 +77,7 @@ def load_model(path, device, batch=8):
     checkpoint = models.load_checkpoint(path)
     G = models.make_generator(checkpoint["settings"])
     G.load_state_dict(checkpoint["generator_ema"])
+    models.set_growth(checkpoint, G)
     # channels_last for speed, as in train.py.
     G.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     # Without progress it is a finished network, for instance one that was converted or imported.
@@ -566,7 +567,8 @@ def resolutions_figure(model, seeds, psi=1.0, cutoff=None, noise="const", noise_
     captions = [f"{r} px" for r in levels]
     matched = "\nlast column's\ncontrast"
     if model.alpha < 1:
-        captions[-1] += f", fading in, alpha {model.alpha:.2f}"
+        growing = {"fade": "fading in", "morph": "morphing"}[model.G.synthesis.growth]
+        captions[-1] += f", {growing}, alpha {model.alpha:.2f}"
     return draw_figure(
         f"Resolutions: to_rgb at every level, each as it was last trained. "
         f"{truncation_text(psi, cutoff)}, noise: {noise}",

@@ -76,10 +76,22 @@ def blend(old, new, alpha):
     return torch.lerp(old, new, alpha.to(new.dtype) if isinstance(alpha, torch.Tensor) else alpha)
 
 
-# Both networks have an attribute `dtype` that train.py sets (--precision): bfloat16 or float16, or
-# None for that of the weights. Weights are stored in float32 in any case and rounded where they
-# are used: a convolution computes in the precision of its input (EqualizedConv2d). What is
-# sensitive and cheap stays in float32 always: the mapping network and the styles, the sums of
+def soften(x, nonlinear, alpha):
+    """(1 - alpha) x + alpha * nonlinear(x): of a nonlinear step, only so much of it.
+
+    Why:    a block that morph.py has just built is linear, so that the network can still do what it
+            did without it; its nonlinear steps then come in little by little. Of a block that is
+            not young, alpha is 1, and `nonlinear` is simply called.
+    Paper:  Wei et al. 2016 (arXiv 1603.01670), section 3, who call it a parametric activation.
+    """
+    return blend(x, nonlinear(x), alpha) if is_fading(alpha) else nonlinear(x)
+
+
+# Both networks have two attributes that train.py sets. `growth` (--growth) says what alpha < 1
+# means: "fade", the paper's way, or "morph", that of morph.py. `dtype` (--precision) is bfloat16 or
+# float16, or None for that of the weights. Weights are stored in float32 in any case and rounded
+# where they are used: a convolution computes in the precision of its input (EqualizedConv2d). What
+# is sensitive and cheap stays in float32 always: the mapping network and the styles, the sums of
 # AdaIN, to_rgb and from_rgb, and the last block of D with the minibatch stddev.
 # Proved: tests/test_models.py::test_low_precision_is_near_and_its_sensitive_parts_are_float32
 
@@ -119,6 +131,8 @@ class SynthesisBlock(torch.nn.Module):
             bias, leaky ReLU, AdaIN. In the 4x4 block the learned constant is the first convolution.
     Shapes: x [N, in_channels, R/2, R/2], ws [N, 2, S] -> [N, out_channels, R, R]; x is None for
             the 4x4 block.
+    Growing: alpha < 1 softens noise, leaky ReLU and AdaIN, each for itself; 0 leaves both
+            convolutions and nothing else.
     Differs: the bias is part of the convolution here, so it is added before the noise and not
             after. It is the same sum.
     """
@@ -135,11 +149,15 @@ class SynthesisBlock(torch.nn.Module):
         self.noise1 = NoiseInput(out_channels, resolution)
         self.adain1 = AdaIN(style_dim, out_channels)
 
-    def forward(self, x, ws, noise_mode):
+    def forward(self, x, ws, noise_mode, alpha=1.0):
         x = self.const(ws.shape[0]) if x is None else self.conv0(x)
-        x = self.adain0(leaky_relu(self.noise0(x, noise_mode)), ws[:, 0])
+        x = soften(x, lambda x: self.noise0(x, noise_mode), alpha)
+        x = soften(x, leaky_relu, alpha)
+        x = soften(x, lambda x: self.adain0(x, ws[:, 0]), alpha)
         x = self.conv1(x)
-        return self.adain1(leaky_relu(self.noise1(x, noise_mode)), ws[:, 1])
+        x = soften(x, lambda x: self.noise1(x, noise_mode), alpha)
+        x = soften(x, leaky_relu, alpha)
+        return soften(x, lambda x: self.adain1(x, ws[:, 1]), alpha)
 
 
 class SynthesisNetwork(torch.nn.Module):
@@ -150,13 +168,14 @@ class SynthesisNetwork(torch.nn.Module):
     Growing: only the blocks up to `resolution` are computed. While the last of them is young,
             alpha < 1, its picture is mixed with that of the block before, enlarged:
             alpha * new + (1 - alpha) * old. alpha = 0 is the smaller network, pixel for pixel.
+            With growth "morph" there is nothing to mix: alpha goes into the young block.
     Proved: tests/test_models.py::test_images_equal_the_official_ones_at_every_lod
     """
 
     def __init__(self, resolution, channel_base=8192, channel_max=512, style_dim=512):
         super().__init__()
         self.resolution = resolution
-        self.dtype = None
+        self.dtype, self.growth = None, "fade"
         self.blocks = torch.nn.ModuleDict()
         self.to_rgb = torch.nn.ModuleDict()
         in_channels = None
@@ -171,13 +190,15 @@ class SynthesisNetwork(torch.nn.Module):
         if str(resolution) not in self.blocks:
             raise ValueError(f"this network makes images of {', '.join(self.blocks)} px, "
                              f"not of {resolution}")
+        young = alpha if self.growth == "morph" and resolution > 4 else 1.0
         x, before = None, None
         for layer, r in enumerate(resolutions_up_to(resolution)):
             before = x
-            x = self.blocks[str(r)](x, ws[:, 2 * layer:2 * layer + 2], noise_mode)
+            x = self.blocks[str(r)](x, ws[:, 2 * layer:2 * layer + 2], noise_mode,
+                                    young if r == resolution else 1.0)
             x = x.to(self.dtype or x.dtype)
         images = self.to_rgb[str(resolution)](x.to(ws.dtype))
-        if is_fading(alpha) and resolution > 4:
+        if self.growth == "fade" and is_fading(alpha) and resolution > 4:
             old = self.to_rgb[str(resolution // 2)](before.to(ws.dtype))
             old = F.interpolate(old, scale_factor=2, mode="nearest")
             images = blend(old, images, alpha)
@@ -256,6 +277,8 @@ class DiscriminatorBlock(torch.nn.Module):
 
     Paper:  ProGAN table 2, unchanged in StyleGAN but for the blur in front of the halving.
     Shapes: x [N, in_channels, R, R] -> [N, out_channels, R/2, R/2].
+    Growing: alpha < 1 softens the first leaky ReLU. (The last one is that of the from_rgb whose
+            place a morphed block takes, and stays as it is.)
     """
 
     def __init__(self, in_channels, out_channels):
@@ -263,8 +286,8 @@ class DiscriminatorBlock(torch.nn.Module):
         self.conv0 = EqualizedConv2d(in_channels, in_channels)
         self.conv1 = EqualizedConv2d(in_channels, out_channels, resample="down")
 
-    def forward(self, x):
-        return leaky_relu(self.conv1(leaky_relu(self.conv0(x))))
+    def forward(self, x, alpha=1.0):
+        return leaky_relu(self.conv1(soften(self.conv0(x), leaky_relu, alpha)))
 
 
 class DiscriminatorHead(torch.nn.Module):
@@ -293,6 +316,7 @@ class Discriminator(torch.nn.Module):
     Shapes: images [N, 3, R, R] -> [N, 1], for any R of 4..resolution: R picks the block to enter.
     Growing: the mirror of `SynthesisNetwork`: alpha * (through the new block) + (1 - alpha) *
             (image averaged 2x2, straight into the block below). Nothing above R is computed.
+            With growth "morph", alpha goes into the young block and its from_rgb instead.
     Units:  the score is the logit of "real"; `discriminator_loss` in train.py applies softplus.
     Errors: ValueError for images that are not square or of a size without a block.
     Proved: tests/test_models.py::test_scores_equal_the_official_ones_at_every_lod
@@ -301,7 +325,7 @@ class Discriminator(torch.nn.Module):
     def __init__(self, resolution, channel_base=8192, channel_max=512):
         super().__init__()
         self.resolution = resolution
-        self.dtype = None
+        self.dtype, self.growth = None, "fade"
         self.from_rgb = torch.nn.ModuleDict()
         self.blocks = torch.nn.ModuleDict()
         for r in resolutions_up_to(resolution):
@@ -317,9 +341,10 @@ class Discriminator(torch.nn.Module):
             raise ValueError(f"this network looks at square images of {', '.join(self.blocks)} "
                              f"px, not at {list(images.shape)}")
         dtype = self.dtype or images.dtype
-        x = leaky_relu(self.from_rgb[str(r)](images).to(dtype))
-        x = self.blocks[str(r)](x)
-        if is_fading(alpha) and r > 4:
+        young = alpha if self.growth == "morph" and r > 4 else 1.0
+        x = soften(self.from_rgb[str(r)](images).to(dtype), leaky_relu, young)
+        x = self.blocks[str(r)](x, young) if r > 4 else self.blocks["4"](x)
+        if self.growth == "fade" and is_fading(alpha) and r > 4:
             small = F.avg_pool2d(images, 2)
             old = leaky_relu(self.from_rgb[str(r // 2)](small).to(dtype))
             x = blend(old, x, alpha)
@@ -448,6 +473,14 @@ def _check_state(path, part, state, wanted):
                                   f"its settings ask for {list(wanted[name].shape)}")
 
 
+def set_growth(checkpoint, *networks):
+    """Let alpha < 1 mean to these networks what it meant when the checkpoint was written."""
+    progress = checkpoint.get("progress")
+    morphing = isinstance(progress, dict) and progress.get("phase") == "morph"
+    for network in networks:
+        getattr(network, "synthesis", network).growth = "morph" if morphing else "fade"
+
+
 def load_generator(path, device="cpu"):
     """The averaged generator of a checkpoint, on `device`, in eval mode, without gradients.
 
@@ -456,6 +489,7 @@ def load_generator(path, device="cpu"):
     checkpoint = load_checkpoint(path)
     generator = make_generator(checkpoint["settings"])
     generator.load_state_dict(checkpoint["generator_ema"])
+    set_growth(checkpoint, generator)
     return generator.to(device).eval().requires_grad_(False)
 
 

@@ -51,6 +51,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
 
+import morph
 import stylegan_dataloader as data
 import stylegan_models as models
 from stylegan_models import OneLineParser, number_from, pick_device
@@ -61,7 +62,10 @@ fail = functools.partial(models.fail, "train.py")
 
 
 class Stage(NamedTuple):
-    """A stretch of training, from nimg `start` to `end`, at one resolution, fading in or not."""
+    """A stretch of training, from nimg `start` to `end`, at one resolution, growing or not.
+
+    fading: alpha rises from 0 to 1: the new block fades in, or is morphed (--growth).
+    """
     start: int
     end: int
     resolution: int
@@ -73,7 +77,8 @@ def plan_stages(initial_resolution, resolution, fade_kimg, stabilize_kimg, total
 
     Paper:  ProGAN appendix A.1, with 600 + 600 kimg as in the official StyleGAN code instead of
             800 + 800. The last stage lasts until total_kimg.
-    Units:  fade_kimg and stabilize_kimg map a resolution to kimg, as `Table` does.
+    Units:  fade_kimg and stabilize_kimg map a resolution to kimg, as `Table` does. With --growth
+            morph, --morph-kimg takes the place of fade_kimg.
     Proved: tests/test_train.py::test_the_schedule_is_the_official_one
     """
     stages, nimg, r = [], 0, initial_resolution
@@ -92,6 +97,14 @@ def plan_stages(initial_resolution, resolution, fade_kimg, stabilize_kimg, total
 def alpha_at(nimg, stage):
     """The weight of the newest block: grows from 0 to 1 over a fading stage, 1 elsewhere."""
     return (nimg - stage.start) / (stage.end - stage.start) if stage.fading else 1.0
+
+
+def reals_at(images, alpha, growth):
+    """What D is shown of real images [N, 3, R, R]: blurred while a block fades in (`fade_reals`).
+
+    A morphed D needs no such help: it begins as one that cannot see what G cannot make.
+    """
+    return data.fade_reals(images, alpha) if growth == "fade" else images
 
 
 def discriminator_loss(real_scores, fake_scores):
@@ -236,7 +249,7 @@ def show(value):
 
 # Defaults that hold in every situation ...
 ALWAYS = dict(
-    initial_resolution=4, r1_interval=1, styles_to_mix=2, mixing_probability=0.9, seed=0,
+    growth="fade", morph_kimg="20", initial_resolution=4, r1_interval=1, styles_to_mix=2, mixing_probability=0.9, seed=0,
     no_flip=False, allow_upsampling=False, max_bad=1.0, cache="cache", data=None, accumulate="1",
     precision="fp32", compile=False, evaluate_kimg=None, evaluate_metrics="duality_gap",
     evaluate_features="inception", evaluate_images=2048)
@@ -325,8 +338,13 @@ def parse_args(argv=None):
     group = parser.add_argument_group("schedule")
     group.add_argument("--initial-resolution", type=counts, metavar="R",
                        help="where to begin (default 4; paper: 8)")
+    group.add_argument("--growth", choices=("fade", "morph"),
+                       help="how a block is added: faded in at random (default, the paper), or as "
+                       "one that changes nothing at first (morph.py explains)")
     group.add_argument("--fade-kimg", type=table_of(float), metavar="TABLE",
                        help="thousands of images to fade a block in (paper: 600)")
+    group.add_argument("--morph-kimg", type=table_of(float), metavar="TABLE",
+                       help="the same with --growth morph (default 20)")
     group.add_argument("--stabilize-kimg", type=table_of(float), metavar="TABLE",
                        help="thousands of images before the next doubling (paper: 600)")
     group.add_argument("--total-kimg", type=amounts, metavar="KIMG",
@@ -403,7 +421,8 @@ def complete_options(typed, device, resumed=None, processes=1):
             base["precision"] = "tf32"
     options = {**base, **typed}
     for name, kind in (("batch", int), ("accumulate", int), ("learning_rate", float),
-                       ("r1_gamma", float), ("fade_kimg", float), ("stabilize_kimg", float)):
+                       ("r1_gamma", float), ("fade_kimg", float), ("morph_kimg", float),
+                       ("stabilize_kimg", float)):
         if isinstance(options[name], str):
             options[name] = table_of(kind)(options[name])
     if options["data"] == "":
@@ -425,7 +444,7 @@ def complete_options(typed, device, resumed=None, processes=1):
         grown = [r for r in models.resolutions_up_to(options["resolution"])
                  if r >= options["initial_resolution"]]
         needed = sum(options["stabilize_kimg"][r] for r in grown) + sum(
-            options["fade_kimg"][r] for r in grown[1:])
+            growing_kimg(options)[r] for r in grown[1:])
         options["total_kimg"] = max(options["total_kimg"], needed)
     for name in ("batch", "accumulate", "tick_kimg", "samples_kimg", "checkpoint_kimg",
                  "total_kimg", "evaluate_kimg"):
@@ -438,12 +457,20 @@ def complete_options(typed, device, resumed=None, processes=1):
             raise ValueError(f"--batch {batch} at {r} px cannot be divided by {processes} "
                              f"processes times --accumulate {accumulate}")
     if resumed is not None:
+        if options["growth"] != base["growth"]:
+            raise ValueError(f"--growth {options['growth']}: the checkpoint grows the other way "
+                             f"(python morph.py CHECKPOINT makes one that is morphed)")
         for name in models.SETTINGS:
             if options[name] != resumed[name]:
                 raise ValueError(f"--{name.replace('_', '-')} {options[name]} differs from the "
                                  f"checkpoint's {resumed[name]}; a network keeps its shape "
                                  f"(convert_resolution.py changes the resolution)")
     return options, situation
+
+
+def growing_kimg(options):
+    """The table of how many kimg a new block grows: that of --growth."""
+    return options[f"{options['growth']}_kimg"]
 
 
 def as_plain(options):
@@ -486,6 +513,15 @@ def average_gradients(network, *buffers):
         flat /= dist.get_world_size()
         parts = flat.split([tensor.numel() for tensor in tensors])
         torch._foreach_copy_(tensors, [p.view(t.shape) for p, t in zip(parts, tensors)])
+
+
+@torch.no_grad()
+def share_weights(*networks):
+    """Under torchrun, give all processes the weights of the first: machines may round otherwise."""
+    if dist.is_initialized():
+        for network in networks:
+            for parameter in network.parameters():
+                dist.broadcast(parameter.data, 0)
 
 
 def training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor, accumulate=1, scalers=None,
@@ -923,7 +959,7 @@ def main(argv=None):
         for key in ("data", "cache"):                          # to be found from any folder
             options[key] = options[key] and os.path.abspath(options[key])
         stages = plan_stages(options["initial_resolution"], options["resolution"],
-                             options["fade_kimg"], options["stabilize_kimg"],
+                             growing_kimg(options), options["stabilize_kimg"],
                              options["total_kimg"])
         if not stages or nimg >= stages[-1].end:
             raise ValueError(f"{resume_path}: has seen {nimg / 1000:g} kimg and is finished; "
@@ -961,6 +997,8 @@ def main(argv=None):
     G = models.make_generator(settings).to(device, memory_format=torch.channels_last)
     D = models.make_discriminator(settings).to(device, memory_format=torch.channels_last)
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)      # never trained: it only follows G
+    for network in (G.synthesis, G_ema.synthesis, D):
+        network.growth = options["growth"]
     set_precision(G, D, options["precision"])                  # G_ema stays in float32
     scalers = new_scalers(options["precision"], device)
     G_opt, D_opt = new_adam(G, device), new_adam(D, device)
@@ -1040,12 +1078,16 @@ def main(argv=None):
     while nimg < stages[-1].end and not stopping:
         stage = next(s for s in stages if nimg < s.end)
         alpha = alpha_at(nimg, stage)
-        stage_phase = "fade" if stage.fading else "stabilize"
+        stage_phase = options["growth"] if stage.fading else "stabilize"
 
         # A new stage begins with a fresh Adam, as in the official code: new blocks change the
-        # gradients of the old ones, and its memory is only 100 steps long anyway.
-        if (resolution, phase) != (stage.resolution, stage_phase):
+        # gradients of the old ones, and its memory is only 100 steps long anyway. A morphed block
+        # changes nothing, so Adam goes on; it begins the new weights' memory at their first step.
+        if options["growth"] == "fade" and (resolution, phase) != (stage.resolution, stage_phase):
             G_opt, D_opt = new_adam(G, device), new_adam(D, device)
+        if options["growth"] == "morph" and resolution not in (None, stage.resolution):
+            morph.grow(G, G_ema, D, stage.resolution, options["seed"])
+            share_weights(G, G_ema, D)
         if options["compile"] and (compiled is None or phase != stage_phase):
             torch.compiler.reset()                             # every stage is a program of its own
             torch._dynamo.config.cache_size_limit = 64         # 8 are too few for so many layers
@@ -1069,7 +1111,7 @@ def main(argv=None):
 
         # The step itself. alpha fades three things at once, each towards the new resolution: G's
         # image (SynthesisNetwork), the real ones, and D's way of looking (Discriminator).
-        reals = data.fade_reals(data.to_images(next(pictures), device), alpha)
+        reals = reals_at(data.to_images(next(pictures), device), alpha, options["growth"])
         latents = seed_step(options["seed"], step, rank, device)
         z = torch.randn(2, batch, options["styles_to_mix"], G.latent_dim, device=device,
                         generator=latents)[:, rank::processes]         # one for D, one for G

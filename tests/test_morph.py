@@ -1,0 +1,493 @@
+"""morph.py: a larger network that does what the smaller one did, and then lets go."""
+
+import copy
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import convert_resolution
+import evaluate
+import generate
+import import_checkpoint
+import morph
+import official
+import stylegan_models as models
+import train
+from conftest import relative
+from convert_resolution import resolution_of
+
+EXACT = 1e-5                   # relative, in float32; the sums in between are larger than the result
+# Old 8 px, new 16 px: the same width, and half of it.
+WIDTHS = {"equal": dict(channel_base=512, channel_max=8), "halved": dict(channel_base=128,
+                                                                         channel_max=16)}
+TINY = ("--growth morph --resolution 16 --channel-base 64 --channel-max 8 --latent-dim 8 "
+        "--style-dim 8 --mapping-dim 8 --mapping-layers 2 --batch 4:8,16:4 --r1-interval 3 "
+        "--morph-kimg 0.096 --stabilize-kimg 0.104 --total-kimg 0.6 --tick-kimg 0.05 "
+        "--samples-kimg 0.2 --checkpoint-kimg 0.07 --device cpu --workers 0").split()
+
+
+def networks(width, seed=0):
+    """G, G_ema, D of 16 px, every parameter random, as if they had been trained for long."""
+    torch.manual_seed(seed)
+    settings = dict(resolution=16, latent_dim=8, style_dim=8, mapping_dim=8, mapping_layers=2,
+                    **WIDTHS[width])
+    G, D = models.make_generator(settings), models.make_discriminator(settings)
+    for network in (G, D):
+        for name, parameter in network.named_parameters():
+            if "strength" in name or "bias" in name:
+                parameter.data.normal_(std=0.3)
+    G_ema = copy.deepcopy(G)
+    for parameter in G_ema.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.03)
+    G.w_avg.normal_()
+    return [network.eval().requires_grad_(False) for network in (G, G_ema, D)]
+
+
+def grown(width, seed=0):
+    """The same, before and after morphing to 16 px."""
+    before = networks(width, seed)
+    after = copy.deepcopy(before)
+    morph.grow(*after, 16, seed)
+    for network in (after[0].synthesis, after[1].synthesis, after[2]):
+        network.growth = "morph"
+    return before, after
+
+
+def filtered(x, taps, axis):
+    """Each pixel from its three neighbours along an axis, zeros beyond the border: the slow way."""
+    x = np.moveaxis(x, axis, -1)
+    padded = np.concatenate([np.zeros_like(x[..., :1]), x, np.zeros_like(x[..., :1])], axis=-1)
+    y = sum(taps[k] * padded[..., k:k + x.shape[-1]] for k in range(3))
+    return np.moveaxis(y, -1, axis)
+
+
+def enlarge_slowly(x):
+    """x [N, C, R, R] -> [N, C, 2R, 2R] in float64: copy, unblur, blur."""
+    x = x.double().numpy().repeat(2, axis=2).repeat(2, axis=3)
+    for taps in ((-0.5, 2, -0.5), (0.25, 0.5, 0.25)):
+        x = filtered(filtered(x, taps, 2), taps, 3)
+    return torch.from_numpy(x)
+
+
+def reduce_slowly(x):
+    """x [N, C, 2R, 2R] -> [N, C, R, R] in float64: blur, unblur, average of 2x2."""
+    x = x.double().numpy()
+    for taps in ((0.25, 0.5, 0.25), (-0.5, 2, -0.5)):
+        x = filtered(filtered(x, taps, 2), taps, 3)
+    return torch.from_numpy(x[:, :, ::2] + x[:, :, 1::2])[..., ::2].div(4) + torch.from_numpy(
+        x[:, :, ::2] + x[:, :, 1::2])[..., 1::2].div(4)
+
+
+# ---- 1. the algebra ----
+
+
+def test_unblur_is_the_best_of_its_kind():
+    """Lesson: of all kernels (a, 1 - 2a, a), this one brings the blurred copying of pixels, and the
+    blurred mean of two, nearest to what they are without the blur; G and D nearly undo each
+    other."""
+    def through(a, x):                                         # one dimension, far from any border
+        return np.convolve(np.convolve(x, [a, 1 - 2 * a, a]), [0.25, 0.5, 0.25])
+
+    tries = np.linspace(-2, 1, 3001)
+    misses = [np.square(through(a, [1, 1]) - [0, 0, 1, 1, 0, 0]).sum() for a in tries]
+    assert tries[int(np.argmin(misses))] == pytest.approx(morph.UNBLUR[0])
+    assert np.allclose(through(-0.5, [1, 1]), np.array([-1, 1, 8, 8, 1, -1]) / 8)
+    assert np.allclose(through(0, [1, 1]), np.array([0, 1, 3, 3, 1, 0]) / 4)       # without it
+
+    line = torch.zeros(1, 1, 32, 32)
+    line[:, :, :, 16] = 1                                      # a line of one small pixel
+    seen = morph.reduce(morph.enlarge(line))[0, 0, 16, 14:19]
+    assert torch.allclose(seen, torch.tensor([-1, 0, 66, 0, -1]) / 64, atol=1e-6)  # 66/64 = 1.03
+    blurred = F.avg_pool2d(morph.blur(morph.blur(F.interpolate(line, scale_factor=2))), 2)
+    assert blurred[0, 0, 16, 16] < 0.7                         # control: what D would see
+
+
+def test_the_filters_against_a_loop():
+    """Judge: copying, three taps, sums, one axis at a time in float64, the border included."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    assert relative(morph.enlarge(x), enlarge_slowly(x)) < 1e-6
+    assert relative(morph.reduce(x), reduce_slowly(x)) < 1e-6
+    assert relative(morph.reduce(x), F.avg_pool2d(x, 2)) > 0.01            # control: it is a filter
+
+
+def problem(C=16, inputs=24):
+    """K [3, C], P [3, I, 3, 3] at the centre, noise."""
+    rng = torch.Generator().manual_seed(0)
+    known = morph.orthonormal(3, C, rng)
+    product = morph.at_the_centre(torch.randn(3, inputs, generator=rng, dtype=torch.float64))
+    return known, product, torch.randn(C, inputs, 3, 3, generator=rng, dtype=torch.float64)
+
+
+def test_the_least_norm_solution_is_degenerate():
+    """Lesson: what lstsq, or a zero noise, gives is exact and useless: rank 3, eight empty taps."""
+    known, product, noise = problem()
+    least = torch.linalg.lstsq(known, product.flatten(1)).solution.view(16, 24, 3, 3)
+    assert relative(torch.einsum("ac,ciyx->aiyx", known, least), product) < 1e-12
+    assert torch.linalg.matrix_rank(least.flatten(1)) == 3
+    assert torch.count_nonzero(least).item() == 16 * 24 and least[:, :, 1, 1].abs().max() > 0
+    ours = morph.solve(known, product, noise, 1.0)
+    assert torch.linalg.matrix_rank(ours.flatten(1)) == 16                 # control
+    needed = torch.linalg.pinv(known) @ known @ ours.flatten(1)            # ours, seen through K
+    assert relative(needed, least.flatten(1)) < 1e-12
+
+
+def test_the_new_convolutions_look_like_any_others():
+    """Lesson: full rank at the centre and in all, stored weights of standard deviation 1 in every
+    tap but for what is needed at the centre; and still K F = P."""
+    known, product, noise = problem()
+    for size in (0.01, 1.0):                                   # little is needed; more than there is
+        F_ = morph.solve(known, size * product, noise, 0.1)
+        assert relative(torch.einsum("ac,ciyx->aiyx", known, F_), size * product) < 1e-12
+        std = F_.square().mean().sqrt().item()
+        assert std == pytest.approx(0.1) if size == 0.01 else std > 0.11
+    for width in WIDTHS:
+        _, (G, G_ema, D) = grown(width)
+        for block in (G.synthesis.blocks["16"], G_ema.synthesis.blocks["16"], D.blocks["16"]):
+            for conv in (block.conv0, block.conv1):
+                assert torch.linalg.matrix_rank(conv.weight[:, :, 1, 1]) == min(
+                    conv.weight.shape[:2])
+                assert torch.linalg.matrix_rank(conv.weight.flatten(1)) == len(conv.weight)
+                assert 0.9 < conv.weight.square().mean().sqrt() < 1.2
+                assert conv.weight[:, :, 0, 0].std() > 0.3
+
+
+def test_both_factors_do_half_of_the_work():
+    """Lesson: M and 1/M cancel, so its length is free; `balanced` makes both least-norm parts
+    equally large. A length of 1 would not."""
+    known, product, _ = problem()
+    directions = morph.orthonormal(3, 20, torch.Generator().manual_seed(1))
+
+    def parts(length):
+        M = length * directions
+        first = torch.linalg.pinv(known) @ M
+        second = torch.einsum("ca,aiyx->ciyx", torch.linalg.pinv(M), product)
+        return first.norm().item(), second.norm().item()
+    assert parts(morph.balanced(known, product))[0] == pytest.approx(
+        parts(morph.balanced(known, product))[1])
+    assert parts(1.0)[1] > 1.5 * parts(1.0)[0]                 # control
+
+
+# ---- 2. growing ----
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_new_generator_makes_the_old_images(width):
+    """Lesson: at t = 1 (alpha 0) the image is the old one, enlarged and filtered, whatever the
+    noise strengths, styles and biases are; for G and for its average, each its own."""
+    before, after = grown(width)
+    z = torch.randn(4, 8)
+    pictures = []
+    for old, new in zip(before[:2], after[:2]):
+        bias = old.synthesis.to_rgb["8"].bias[:, None, None]
+        small = old(z, noise_mode="const", resolution=8)
+        pictures.append(enlarge_slowly(small - bias) + bias)
+        assert relative(new(z, noise_mode="const", alpha=0.0), pictures[-1]) < EXACT
+        assert relative(old(z, noise_mode="const"), pictures[-1]) > 0.1    # control: not morphed
+        assert relative(new(z, noise_mode="const", alpha=0.1), pictures[-1]) > 1e-3
+        assert torch.equal(old.w_avg, new.w_avg)
+    assert relative(pictures[0], pictures[1]) > 0.01           # control: G and G_ema do differ
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_new_discriminator_gives_the_old_scores(width):
+    """Lesson: at t = 1 the score of any picture is the old one of the picture made smaller: D is
+    blind for detail, to which G cannot yet add anything. The minibatch stddev included."""
+    before, after = grown(width)
+    pictures = torch.rand(8, 3, 16, 16) * 2 - 1
+    wanted = before[2](reduce_slowly(pictures).float())
+    assert relative(after[2](pictures, alpha=0.0), wanted) < EXACT
+    assert relative(before[2](pictures), wanted) > 0.1         # control: not morphed
+    assert relative(after[2](pictures, alpha=0.1), wanted) > 1e-3
+
+
+def test_only_the_new_block_changes():
+    """Lesson: everything of the old resolutions stays, to the bit, and goes on to be computed as
+    ever; below the new resolution alpha means nothing."""
+    before, after = grown("halved")
+    for old, new in zip(before, after):
+        for name, value in old.state_dict().items():
+            if resolution_of(name) < 16:
+                assert torch.equal(value, new.state_dict()[name]), name
+    z, images = torch.randn(4, 8), torch.randn(4, 3, 8, 8)
+    for alpha in (1.0, 0.5):
+        equal = torch.equal(before[0](z, noise_mode="const", resolution=8),
+                            after[0](z, noise_mode="const", resolution=8, alpha=alpha))
+        assert equal == (alpha == 1)                           # at 0.5 it is 8 px that is young
+        assert torch.equal(before[2](images), after[2](images, alpha=alpha)) == (alpha == 1)
+    changed = {name for name, value in before[0].state_dict().items()
+               if not torch.equal(value, after[0].state_dict()[name])}
+    assert {name for name in changed if name.endswith("strength")} == set()
+    assert changed and all(resolution_of(name) == 16 for name in changed)
+
+
+def test_at_the_end_it_is_an_ordinary_block():
+    """Lesson: at t = 0 a plain network with these weights gives the same numbers, bit for bit."""
+    _, (G, _, D) = grown("halved")
+    plain_G, plain_D = copy.deepcopy(G), copy.deepcopy(D)
+    plain_G.synthesis.growth = plain_D.growth = "fade"
+    z = torch.randn(4, 8)
+    images = plain_G(z, noise_mode="const")
+    assert torch.equal(G(z, noise_mode="const"), images)
+    assert torch.equal(D(images), plain_D(images))
+    assert not torch.equal(G(z, noise_mode="const", alpha=0.99), images)               # control
+    assert not torch.equal(D(images, alpha=0.99), plain_D(images))                     # control
+
+
+@pytest.mark.parametrize("t", [0.75, 0.25])
+def test_in_between_each_step_is_blended_for_itself(t):
+    """Judge: (1 - t) nonlinear(x) + t x, written out for every step of both blocks."""
+    _, (G, _, D) = grown("halved")
+    w = torch.randn(2, 2, 8)
+    block, x = G.synthesis.blocks["16"], torch.randn(2, 16, 8, 8)
+
+    def half_linear(x, nonlinear):
+        return (1 - t) * nonlinear(x) + t * x
+
+    def leaky(x):
+        return torch.where(x > 0, x, 0.2 * x)
+    y = x
+    for k in "01":
+        conv, noise, adain = (getattr(block, f"{name}{k}") for name in ("conv", "noise", "adain"))
+        y = conv(y)
+        y = half_linear(y, lambda y: y + noise.strength[:, None, None] * noise.const)
+        y = half_linear(y, leaky)
+        y = half_linear(y, lambda y: adain(y, w[:, int(k)]))
+    assert relative(block(x, w, "const", 1 - t), y) < 1e-6
+    assert relative(block(x, w, "const"), y) > 0.01            # control
+    images = torch.randn(4, 3, 16, 16)
+    y = half_linear(D.from_rgb["16"](images), leaky)
+    y = leaky(D.blocks["16"].conv1(half_linear(D.blocks["16"].conv0(y), leaky)))
+    y = D.blocks["4"](D.blocks["8"](y))
+    assert relative(D(images, 1 - t), y) < 1e-5
+    # torch.compile needs alpha as a tensor: the same.
+    assert relative(D(images, torch.tensor(1 - t)), y) < 1e-5
+    assert relative(G(w[:, 0], alpha=torch.tensor(1 - t), noise_mode="none"),
+                    G(w[:, 0], alpha=1 - t, noise_mode="none")) < 1e-6
+
+
+def test_fitted_styles_keep_the_colours():
+    """Lesson: AdaIN forgets the mean of every channel, which is the colour. With fitted styles each
+    image keeps its mean colour at t = 0 well enough; with random ones it gets another."""
+    before, after = grown("halved")
+    unfitted = copy.deepcopy(after[0])
+    for k in "01":
+        adain = getattr(unfitted.synthesis.blocks["16"], f"adain{k}")
+        adain.load_state_dict(getattr(before[0].synthesis.blocks["16"], f"adain{k}").state_dict())
+    z = torch.randn(64, 8)
+    wanted, fitted, random = (
+        G(z, noise_mode="const", alpha=alpha).mean(dim=(2, 3))
+        for G, alpha in ((after[0], 0.0), (after[0], 1.0), (unfitted, 1.0)))
+    spread = (wanted - wanted.mean(dim=0)).square().mean().sqrt()
+
+    def miss(found):
+        return ((found - wanted).square().mean().sqrt() / spread).item()
+    assert miss(fitted) < 0.5 * miss(random)
+    assert miss(fitted) < 1.5
+
+
+def test_growing_is_a_function_of_weights_seed_and_resolution():
+    """Lesson: a resumed run builds the same block; another seed another one, as exact."""
+    first, second = (grown("halved")[1][0].state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    before = networks("halved")
+    morph.grow(*before, 16, 1)
+    assert not torch.equal(before[0].state_dict()["synthesis.blocks.16.conv0.weight"],
+                           first["synthesis.blocks.16.conv0.weight"])
+
+
+# ---- 3. the program, and train.py --growth morph ----
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with --growth morph, 4 to 16 px, and a checkpoint of the middle of the last morphing:
+    (folder of the run, path of that checkpoint)."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(20):
+        image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
+        image.save(folder / "pictures" / f"{k}.png")
+    save, here = models.save_checkpoint, os.getcwd()
+
+    def save_and_keep(path, state):
+        save(path, state)
+        progress = state["progress"]
+        if progress["phase"] == "morph" and progress["resolution"] == 16:
+            shutil.copy(path, folder / "middle.pt")
+    try:
+        os.chdir(folder)
+        models.save_checkpoint = save_and_keep
+        assert train.main(["--data", "pictures", *TINY, "--out", "small"]) == 0
+    finally:
+        models.save_checkpoint = save
+        os.chdir(here)
+    return folder / "small", folder / "middle.pt"
+
+
+def states(path):
+    """What a step changes, of a checkpoint."""
+    checkpoint = models.load_checkpoint(path)
+    return {key: checkpoint[key] for key in ("generator", "generator_ema", "discriminator",
+                                             "optimizer_g", "optimizer_d")}
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_a_run_grows_by_morphing(run):
+    """Lesson: the same clock, --morph-kimg in the place of --fade-kimg, and Adam remembers: the
+    old parameters have more steps behind them than the new ones."""
+    lines = [json.loads(line) for line in (run[0] / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        r, phase = [(4, "stabilize"), (8, "morph"), (8, "stabilize"), (16, "morph"),
+                    (16, "stabilize")][np.searchsorted([104, 200, 304, 400], line["nimg"])]
+        assert (line["resolution"], line["phase"]) == (r, phase), line
+    checkpoint = models.load_checkpoint(run[0] / "checkpoint.pt")
+    G = models.make_generator(checkpoint["settings"])
+    steps = {name: checkpoint["optimizer_g"]["state"][k]["step"].item()
+             for k, (name, _) in enumerate(G.named_parameters())
+             if k in checkpoint["optimizer_g"]["state"]}
+    assert steps["synthesis.blocks.4.conv1.weight"] == checkpoint["progress"]["step"]
+    young = steps["synthesis.blocks.16.conv1.weight"]
+    assert 0 < young < steps["synthesis.blocks.8.conv1.weight"] < checkpoint["progress"]["step"]
+
+
+def test_resuming_in_the_middle_of_a_morph_ends_with_the_same_bits(run, tmp_path):
+    """Lesson: how far a block has come is a function of nimg, like everything else."""
+    progress = models.load_checkpoint(run[1])["progress"]
+    assert progress["phase"] == "morph" and 0 < progress["alpha"] < 1
+    assert train.main(["--resume", str(run[1]), "--out", str(tmp_path / "on"),
+                       "--device", "cpu"]) == 0
+    assert same(states(tmp_path / "on" / "checkpoint.pt"), states(run[0] / "checkpoint.pt"))
+    assert not same(states(run[1]), states(run[0] / "checkpoint.pt"))      # control
+
+
+def test_train_goes_on_with_what_morph_wrote(run, tmp_path, capsys):
+    """Lesson: morph.py on the finished 8 px, then train.py, is what --growth morph does by itself:
+    the same bits. (Both call the same function.)"""
+    out = tmp_path / "morphed.pt"
+    assert morph.main([str(run[0] / "checkpoint-8.pt"), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "relative difference" in said and "16 px morph" in said
+    grown = models.load_checkpoint(out)
+    assert grown["progress"]["alpha"] == 0 and grown["settings"]["resolution"] == 16
+    old = models.load_checkpoint(run[0] / "checkpoint-8.pt")
+    assert same(old["optimizer_g"]["state"], grown["optimizer_g"]["state"])
+    assert train.main(["--resume", str(out), "--out", str(tmp_path / "on"), "--total-kimg", "0.6",
+                       "--device", "cpu"]) == 0
+    assert same(states(tmp_path / "on" / "checkpoint.pt"), states(run[0] / "checkpoint.pt"))
+
+
+def test_a_finished_network_is_doubled(run, tmp_path):
+    """Lesson: 16 px become 32: everything is carried, the new parameters have no moments yet, and
+    the run goes on, to its end."""
+    out = tmp_path / "large.pt"
+    assert morph.main([str(run[0] / "checkpoint.pt"), "--out", str(out), "--morph-kimg", "0.05",
+                       "--seed", "3"]) == 0
+    large, small = models.load_checkpoint(out), models.load_checkpoint(run[0] / "checkpoint.pt")
+    assert large["settings"]["resolution"] == 32 and large["options"]["morph_kimg"] == "4:0.05"
+    G = models.make_generator(large["settings"])
+    names = [name for name, _ in G.named_parameters()]
+    assert {resolution_of(names[k]) for k in large["optimizer_g"]["state"]} == {0, 4, 8, 16}
+    assert torch.equal(large["generator_ema"]["w_avg"], small["generator_ema"]["w_avg"])
+    assert train.main(["--resume", str(out), "--out", str(tmp_path / "on"), "--batch", "4",
+                       "--total-kimg", "0.7", "--device", "cpu"]) == 0
+    assert models.load_checkpoint(tmp_path / "on" / "checkpoint.pt")["progress"]["nimg"] == 700
+
+
+def test_the_program_proves_it_before_it_writes(run, tmp_path, monkeypatch, capsys):
+    """Lesson: a solution that is slightly off is found, and nothing is written."""
+    good = morph.solve
+    monkeypatch.setattr(morph, "solve", lambda *arguments: good(*arguments) * 1.001)
+    with pytest.raises(SystemExit) as stopped:
+        morph.main([str(run[0] / "checkpoint.pt"), "--out", str(tmp_path / "x.pt")])
+    assert stopped.value.code == 1 and not (tmp_path / "x.pt").exists()
+    assert "nothing was written" in capsys.readouterr().err
+
+
+def test_it_works_on_what_other_programs_wrote(run, tmp_path):
+    """Lesson: imported official networks, files that hold only G_ema, and converted runs."""
+    imported = tmp_path / "official.pt"
+    assert import_checkpoint.main([str(official.DATA / "official_stylegan.pkl"),
+                                   str(imported)]) == 0
+    assert morph.main([str(imported)]) == 0
+    assert models.load_checkpoint(tmp_path / "official-morphed.pt")["settings"]["resolution"] == 64
+    checkpoint = models.load_checkpoint(run[0] / "checkpoint.pt")
+    models.save_checkpoint(tmp_path / "ema.pt", {key: checkpoint[key] for key in (
+        "settings", "generator_ema")})
+    assert morph.main([str(tmp_path / "ema.pt")]) == 0
+    # Upwards, convert_resolution.py draws its block, so it must be faded in.
+    assert convert_resolution.main([str(run[0] / "checkpoint.pt"), "32", "--out",
+                                    str(tmp_path / "faded.pt")]) == 0
+    assert models.load_checkpoint(tmp_path / "faded.pt")["options"]["growth"] == "fade"
+    # In the middle, nothing moves.
+    assert convert_resolution.main([str(run[1]), "32", "--out", str(tmp_path / "middle.pt")]) == 0
+    middle = models.load_checkpoint(tmp_path / "middle.pt")
+    assert middle["options"]["growth"] == middle["progress"]["phase"] == "morph"
+
+
+def test_pictures_and_numbers_of_a_half_morphed_network(run):
+    """Lesson: generate.py and evaluate.py look at the network as it was in training."""
+    model = generate.load_model(run[1], "cpu")
+    nets, _ = evaluate.load_networks(run[1], "cpu")
+    z = torch.randn(2, 8)
+    G = models.make_generator(models.load_checkpoint(run[1])["settings"])
+    G.load_state_dict(models.load_checkpoint(run[1])["generator_ema"])
+    G.eval().synthesis.growth = "morph"
+    wanted = G(z, noise_mode="const", alpha=model.alpha)
+    for network in (model.G, nets.G_ema):
+        assert relative(network(z, noise_mode="const", alpha=model.alpha), wanted) < EXACT
+    assert nets.D.growth == nets.G.synthesis.growth == "morph"
+    assert nets.alpha == model.alpha < 1
+    G.synthesis.growth = "fade"
+    assert relative(G(z, noise_mode="const", alpha=model.alpha), wanted) > 0.01        # control
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["{middle}"], "still growing"),
+    (["{small}", "--out", "{small}"], "reads"),
+    (["{small}", "--out", "{middle}"], "exists already"),
+    (["{narrow}"], "at least 4"),
+    (["missing.pt"], "no such file"),
+    (["{pictures}"], "a folder"),
+    (["{small}", "--morph-kimg", "much"], "neither a number"),
+    (["{small}", "--seed", "-1"], "0 or more"),
+])
+def test_bad_use_gets_one_sentence(run, tmp_path, capsys, arguments, words):
+    """Lesson: exit code 2, one line, and nothing written or lost."""
+    settings = models.load_checkpoint(run[0] / "checkpoint.pt")["settings"]
+    narrow = {**settings, "channel_base": 48}                  # 6 channels at 16 px, 3 at 32 px
+    models.save_checkpoint(tmp_path / "narrow.pt", {
+        "settings": narrow, "generator_ema": models.make_generator(narrow).state_dict()})
+    paths = {"small": run[0] / "checkpoint.pt", "middle": run[1], "pictures": run[0].parent,
+             "narrow": tmp_path / "narrow.pt"}
+    before = {path: path.stat().st_mtime_ns for path in paths.values() if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        morph.main([argument.format(**paths) for argument in arguments])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and words in error and error.count("\n") == 1, error
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"narrow.pt"}
+
+
+def test_a_run_keeps_its_way_of_growing(run, tmp_path, capsys):
+    """Lesson: --growth cannot change on the way, for the schedule would; morph.py is the way."""
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--resume", str(run[0] / "checkpoint.pt"), "--growth", "fade", "--total-kimg",
+                    "1", "--out", str(tmp_path / "x"), "--device", "cpu"])
+    assert stopped.value.code == 2 and "--growth" in capsys.readouterr().err
