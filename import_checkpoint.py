@@ -709,10 +709,10 @@ KIMG_SEEN, KIMG_MORE = 25000.0, 1000.0
 #           --batch 4:64,64:16,128:8,256:4,512:2 when resuming. Every other option can be given
 #           there, too.
 FINE_TUNING = dict(
-    growth="fade", morph_kimg="20", initial_resolution=4, r1_interval=1, styles_to_mix=2, mixing_probability=0.9, seed=0,
-    no_flip=False, allow_upsampling=False, max_bad=1.0, cache="cache", data=None, accumulate="1",
-    precision="fp32", compile=False, evaluate_kimg=None, evaluate_metrics="duality_gap",
-    evaluate_features="inception", evaluate_images=2048,
+    initial_resolution=4, growth="fade", morph_kimg="20", r1_interval=1, styles_to_mix=2,
+    mixing_probability=0.9, seed=0, no_flip=False, allow_upsampling=False, max_bad=1.0,
+    cache="cache", data=None, accumulate="1", precision="fp32", compile=False, evaluate_kimg=None,
+    evaluate_metrics="duality_gap", evaluate_features="inception", evaluate_images=2048,
     batch="4:128,32:64,64:32,128:16,256:8,512:4",
     learning_rate="4:0.001,128:0.0015,256:0.002,512:0.003", r1_gamma="10", fade_kimg="600",
     stabilize_kimg="600", total_kimg=KIMG_SEEN + KIMG_MORE, ema_halflife_kimg=10.0,

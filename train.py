@@ -25,6 +25,7 @@ game begins with pictures of 4x4 pixels, where all is simple, and doubles them w
     4x4 ------> 8x8 fading in -> 8x8 ------> 16x16 fading in -> 16x16 -----> ...     (over kimg)
       stabilize       fade         stabilize        fade           stabilize
 
+(Fading in is the paper's way to double. --growth morph is another one, which morph.py explains.)
 The file has three parts: the formulas, one short function each; the options; and the loop, `main`
 at the very end. Who wants to see the whole before the parts begins there.
 """
@@ -249,10 +250,10 @@ def show(value):
 
 # Defaults that hold in every situation ...
 ALWAYS = dict(
-    growth="fade", morph_kimg="20", initial_resolution=4, r1_interval=1, styles_to_mix=2, mixing_probability=0.9, seed=0,
-    no_flip=False, allow_upsampling=False, max_bad=1.0, cache="cache", data=None, accumulate="1",
-    precision="fp32", compile=False, evaluate_kimg=None, evaluate_metrics="duality_gap",
-    evaluate_features="inception", evaluate_images=2048)
+    initial_resolution=4, growth="fade", morph_kimg="20", r1_interval=1, styles_to_mix=2,
+    mixing_probability=0.9, seed=0, no_flip=False, allow_upsampling=False, max_bad=1.0,
+    cache="cache", data=None, accumulate="1", precision="fp32", compile=False, evaluate_kimg=None,
+    evaluate_metrics="duality_gap", evaluate_features="inception", evaluate_images=2048)
 
 # ... and those that depend on what there is. Every value can be overridden on the command line.
 PRESETS = {

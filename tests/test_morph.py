@@ -22,7 +22,7 @@ import train
 from conftest import relative
 from convert_resolution import resolution_of
 
-EXACT = 1e-5                   # relative, in float32; the sums in between are larger than the result
+EXACT = 1e-5                   # relative, in float32; the sums on the way are larger than the result
 # Old 8 px, new 16 px: the same width, and half of it.
 WIDTHS = {"equal": dict(channel_base=512, channel_max=8), "halved": dict(channel_base=128,
                                                                          channel_max=16)}
@@ -142,7 +142,7 @@ def test_the_new_convolutions_look_like_any_others():
     """Lesson: full rank at the centre and in all, stored weights of standard deviation 1 in every
     tap but for what is needed at the centre; and still K F = P."""
     known, product, noise = problem()
-    for size in (0.01, 1.0):                                   # little is needed; more than there is
+    for size in (0.01, 1.0):                                   # little is needed; too much is
         F_ = morph.solve(known, size * product, noise, 0.1)
         assert relative(torch.einsum("ac,ciyx->aiyx", known, F_), size * product) < 1e-12
         std = F_.square().mean().sqrt().item()
@@ -290,6 +290,22 @@ def test_fitted_styles_keep_the_colours():
         return ((found - wanted).square().mean().sqrt() / spread).item()
     assert miss(fitted) < 0.5 * miss(random)
     assert miss(fitted) < 1.5
+
+
+def test_regression_finds_a_linear_function():
+    """Lesson: with many samples the slope comes out, too small by the ridge's tenth; the mean is
+    always hit. Where x has no extent, nothing is made up, however few the samples."""
+    rng = torch.Generator().manual_seed(0)
+    truth, offset = torch.randn(5, 4, generator=rng).double(), torch.randn(5, generator=rng)
+    x = torch.randn(2000, 4, generator=rng).double() + 3
+    y = x @ truth.t() + offset
+    weight, bias = morph.regression(x, y)
+    assert relative(1.1 * weight, truth) < 0.02 < relative(weight, truth)
+    assert relative(x.mean(dim=0) @ weight.t() + bias, y.mean(dim=0)) < 1e-9
+    flat = x.clone()
+    flat[:, 0] = 3                                             # of this we know nothing
+    assert morph.regression(flat[:6], y[:6])[0][:, 0].abs().max() < 1e-9
+    assert morph.regression(x[:6], y[:6])[0][:, 0].abs().max() > 0.1       # control
 
 
 def test_growing_is_a_function_of_weights_seed_and_resolution():
