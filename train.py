@@ -26,6 +26,7 @@ game begins with pictures of 4x4 pixels, where all is simple, and doubles them w
       stabilize       fade         stabilize        fade           stabilize
 
 (Fading in is the paper's way to double. --growth morph is another one, which morph.py explains.)
+
 The file has three parts: the formulas, one short function each; the options; and the loop, `main`
 at the very end. Who wants to see the whole before the parts begins there.
 """

@@ -22,7 +22,7 @@ import train
 from conftest import relative
 from convert_resolution import resolution_of
 
-EXACT = 1e-5                   # relative, in float32; the sums on the way are larger than the result
+EXACT = 1e-5                   # relative, float32; the sums on the way are larger than the result
 # Old 8 px, new 16 px: the same width, and half of it.
 WIDTHS = {"equal": dict(channel_base=512, channel_max=8), "halved": dict(channel_base=128,
                                                                          channel_max=16)}
