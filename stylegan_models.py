@@ -361,7 +361,7 @@ class Discriminator(torch.nn.Module):
 #   architecture    "stylegan"
 #   settings        what `make_generator` and `make_discriminator` need
 #   generator_ema   state dict; all that pictures need, a file may hold nothing more
-#   generator, discriminator, optimizer_g, optimizer_d, progress, options, rng, samples
+#   generator, discriminator, optimizer_g, optimizer_d, progress, options, samples
 #                   what train.py needs to go on (train.py, step 7, says what is in them)
 #
 # It is read with weights_only=True, always. A PyTorch file is a zip that holds a pickle, and a

@@ -3,6 +3,7 @@
     python tests/experiment_morph.py           all of it; Ctrl-C stops, the same command goes on
     python tests/experiment_morph.py --table   the tables, of what has been measured so far
     python tests/experiment_morph.py --plot growth.png          the same for the curves
+    python tests/experiment_morph.py --arms fade,morph          without the control
 
 Networks learn painted faces from 4 to 32 px in three ways, which double at the same images:
 
@@ -53,9 +54,9 @@ GROWING = {"fade": 15, "morph": MORPH_KIMG, "jump": 0}                 # kimg, f
 ENDS = {4: 20, 8: 60, 16: 100, 32: 140}                                # kimg
 DOUBLINGS = list(ENDS.values())[:-1]
 # kimg after a doubling: a morphed block half grown, finished; a faded one half grown at the second,
-# finished at the third; the end. 130, because one column of the table is read between points there.
+# finished at the third; the end.
 AFTER = (2.5, 7.5, 17.5, 40)
-POINTS = (20, *(start + after for start in DOUBLINGS for after in AFTER), 130)
+POINTS = (20, *(start + after for start in DOUBLINGS for after in AFTER))
 EVERY = 2.5                                        # kimg; every point is a multiple of it
 FD, GAP = "FD-EffLite0", "duality_gap"
 
@@ -196,7 +197,7 @@ def print_tables(runs):
 
     titles = [*(f"{r} px, {ENDS[r]} kimg" for r in (8, 16, 32)), "minutes of training",
               "32 px, equal time", "kimg until fade's end"]
-    print(f"{FD}: mean (each) of the seeds that all three have finished: "
+    print(f"{FD}: mean (each) of the seeds that all ways have finished: "
           f"{', '.join(map(str, seeds)) or 'none yet'}.")
     if seeds:
         print(f"Equal time: after {shortest:.1f} minutes, the shortest mean. The last column: when "
@@ -228,7 +229,7 @@ def print_tables(runs):
 # ==== Part 3: the curves ======================================================================
 
 COLOURS = {"fade": "tab:blue", "morph": "tab:red", "jump": "0.4"}
-SHADES = {"fade": "#dfecf7", "morph": "#f9dede"}           # while a block grows
+SHADES = {"fade": "#dfecf7", "morph": "#f9dede", "jump": "w"}          # while a block grows
 
 
 def plot(runs, path):
@@ -238,7 +239,8 @@ def plot(runs, path):
     panels = figure.subplot_mosaic([["images", "time"], ["gap", "gap"]])
 
     def draw(panel, metric, over_time):
-        for arm, colour in COLOURS.items():
+        for arm in GROWING:
+            colour = COLOURS[arm]
             mean = mean_curve(runs, arm, metric)
             for resolution in ENDS:                            # not joined over a doubling
                 for seed in convert.SEEDS:
@@ -270,7 +272,7 @@ def plot(runs, path):
                            fontsize=9)
             if start:
                 panel.axvline(start, color="0.3", linewidth=0.8, linestyle=":")
-                for arm in sorted(SHADES, key=GROWING.get, reverse=True):      # longest below
+                for arm in sorted(GROWING, key=GROWING.get, reverse=True):     # longest below
                     panel.axvspan(start, start + GROWING[arm], facecolor=SHADES[arm], linewidth=0,
                                   zorder=-2)
     panels["gap"].legend(loc="best", fontsize=9, framealpha=0.9)
@@ -289,12 +291,21 @@ def main():
                         help="side by side, one thread each (default 2)")
     parser.add_argument("--scale", metavar="X", type=models.number_from(0.02, float), default=1.0,
                         help="of kimg and images judged; 0.02 is a rehearsal (default 1)")
+    parser.add_argument("--arms", metavar="LIST", default=",".join(GROWING),
+                        help=f"which ways (default {','.join(GROWING)})")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     parser.add_argument("--plot", metavar="FILE", type=Path,
                         help="only draw the curves: .png, .svg or .pdf")
     options = parser.parse_args()
     if options.plot and options.plot.suffix.lower() not in evaluate.PLOTS:
         parser.error(f"--plot {options.plot}: is drawn as {', '.join(evaluate.PLOTS)}")
+    chosen = options.arms.split(",")
+    if unknown := set(chosen) - set(GROWING):
+        parser.error(f"--arms: no way is called {sorted(unknown)[0]!r}")
+    if "fade" not in chosen:
+        parser.error("--arms: fade is what the others are compared with")
+    for arm in set(GROWING) - set(chosen):
+        del GROWING[arm]
     everything = not options.table and not options.plot
     needed = ("matplotlib",) if options.plot else ()
     if everything:                                             # better now than after an hour
