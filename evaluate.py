@@ -1126,7 +1126,7 @@ def phases_of(log):
     """
     phases, before = [], 0.0
     for line in log:
-        kimg, what = line["nimg"] / 1000, (line["resolution"], line["phase"] == "fade")
+        kimg, what = line["nimg"] / 1000, (line["resolution"], line["phase"] != "stabilize")
         if phases and phases[-1][2:] == what:
             phases[-1] = (phases[-1][0], kimg, *what)
         else:

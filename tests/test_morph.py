@@ -501,6 +501,15 @@ def test_bad_use_gets_one_sentence(run, tmp_path, capsys, arguments, words):
     assert {path.name for path in tmp_path.iterdir()} == {"narrow.pt"}
 
 
+def test_a_run_that_could_not_be_morphed_does_not_begin():
+    """Lesson: too few channels at the last resolution are found out now, not after days."""
+    options = {"growth": "morph", "resolution": 64, "channel_base": 64, "channel_max": 8}
+    with pytest.raises(ValueError, match="64 px with 2 channels.*--channel-base 128"):
+        train.complete_options(options, torch.device("cpu"))
+    train.complete_options({**options, "channel_base": 128}, torch.device("cpu"))      # control
+    train.complete_options({**options, "growth": "fade"}, torch.device("cpu"))
+
+
 def test_a_run_keeps_its_way_of_growing(run, tmp_path, capsys):
     """Lesson: --growth cannot change on the way, for the schedule would; morph.py is the way."""
     with pytest.raises(SystemExit) as stopped:
