@@ -1222,7 +1222,7 @@ def plot_run(run, path):
         panels[0].annotate(f"{resolution} px", ((spans[0][0] + spans[-1][1]) / 2, 1), (0, 3),
                            xycoords=("data", "axes fraction"), textcoords="offset points",
                            ha="center", fontsize=9)
-    panels[-1].set_xlabel("thousands of real images shown to D (kimg); hatched: a block fades in")
+    panels[-1].set_xlabel("thousands of real images shown to D (kimg); hatched: a block grows")
     figure.suptitle(str(run.resolve().name), fontsize=11)
     with written(path) as temporary:
         figure.savefig(temporary, dpi=110)
