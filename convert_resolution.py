@@ -32,16 +32,20 @@ What IS baked in, and is changed here:
   (README.md: 32 px cut to 16, the colours were nearly right again after 10 kimg).
   Proved: ::test_a_lower_to_rgb_is_not_trained_any_more
 
-And what of the rest? Four questions have no answer in the paper; each is an option here. The
-defaults are reasoned and not yet measured; tests/experiment_convert.py compares them with the rest:
+And what of the rest? Four questions have no answer in the paper; each is an option here. What came
+out of tests/experiment_convert.py (painted faces, 16 to 32 px, three seeds; FD-EffLite0 after as
+many images, smaller is better; the table is in README.md):
 
-  the large blocks    from scratch, or --donor: blocks that already make sharp detail, but learned
-                      it from another network's features
-  --discriminator     keep: it knows these pictures, and G was made by it; its new blocks are as
-                      untrained as G's. fresh: what it knew about small pictures is forgotten
-  --learning-rate     by default that of the run, which has a table over resolutions
-  --fade-kimg         by default that of the run: a new block is untrained wherever it comes from,
-                      and its fade-in is what protects the old ones from its first gradients
+  the large blocks    from scratch (118), or --donor (77): blocks that already make sharp detail,
+                      and that understand another network's features, if both learned the same
+                      pictures, as there
+  --discriminator     keep (118): it knows these pictures, and G was made by it; its new blocks are
+                      as untrained as G's. fresh (131): what it knew is forgotten
+  --learning-rate     by default that of the run, which has a table over resolutions (118); half of
+                      it only learns more slowly (139)
+  --fade-kimg         by default that of the run (118). It is meant to protect the old blocks from
+                      the new one's first gradients; but none (114) and twice as long (114) did as
+                      well, within what seeds differ by
 """
 
 import argparse
