@@ -211,7 +211,7 @@ class Recorder(torch.optim.SGD):
                      if p.grad is not None]
 
 
-def gradients_of_a_step(process=0, processes=1, accumulate=1, compiler=None):
+def gradients_of_a_step(process=0, processes=1, accumulate=1, compiler=None, growth="fade"):
     """Gradients of D and G and w_avg in the first step of a small network, batch 16, R1 and all.
 
     (Noise strengths start at 0, so the noise, which differs between processes, does not matter.)
@@ -221,6 +221,7 @@ def gradients_of_a_step(process=0, processes=1, accumulate=1, compiler=None):
                     mapping_dim=8, mapping_layers=2)
     G, D = models.make_generator(settings), models.make_discriminator(settings)
     G.synthesis.blocks["4"].const.weight.data.normal_()        # ones have no deviation to divide by
+    G.synthesis.growth = D.growth = growth
     z, reals = torch.randn(2, 16, 2, 8), torch.rand(16, 3, 16, 16)
     mixes = torch.randint(0, 2, (2, 16, 6))
     G_opt, D_opt = (Recorder(network.parameters(), lr=0.0) for network in (G, D))
@@ -243,12 +244,14 @@ def test_accumulating_is_the_same_step(accumulate):
     assert max(relative(a, b) for a, b in zip(gradients_of_a_step(0, 2), whole)) > 0.01
 
 
-def test_compiled_networks_have_the_same_gradients():
+@pytest.mark.parametrize("growth", ["fade", "morph"])
+def test_compiled_networks_have_the_same_gradients(growth):
     """Lesson: torch.compile rewrites the program, its gradients included; that is to be checked.
     (An activation that worked in place came out with wrong gradients, without a word.)"""
-    written, compiled = gradients_of_a_step(), gradients_of_a_step(compiler="aot_eager")
+    written, compiled = (gradients_of_a_step(compiler=compiler, growth=growth)
+                         for compiler in (None, "aot_eager"))
     assert max(relative(a, b) for a, b in zip(compiled, written)) < 1e-5
-    other = gradients_of_a_step(0, 2)                          # control: of half of the batch
+    other = gradients_of_a_step(0, 2, growth=growth)           # control: of half of the batch
     assert max(relative(a, b) for a, b in zip(other, written)) > 0.01
 
 
