@@ -148,6 +148,7 @@ def balanced(known, product):
     |K+ M|^2 = 3 m^2 / k^2 and |M+ P|^2 = |P|^2 / m^2, with rows of length k and m at right angles;
     they are equal for m^4 = |P|^2 k^2 / 3. (1 if there is nothing to be reproduced.)
     Shapes: known [3, C], product [3, I, 3, 3] -> a number.
+    Proved: tests/test_morph.py::test_both_factors_do_half_of_the_work
     """
     square = product.square().sum() * known.square().sum() / 9             # k^2 = |K|^2 / 3
     return square.item() ** 0.25 or 1.0
@@ -208,7 +209,7 @@ def grow_generator(networks, resolution, rng):
     now, before = str(resolution), str(resolution // 2)
     first = networks[0].synthesis
     block = first.blocks[now]
-    channels, inputs = block.conv0.weight.shape[:2]
+    channels = block.conv0.weight.shape[0]
     check_width(channels, resolution)
 
     def product(network):                                                  # [3, I, 3, 3]

@@ -526,8 +526,11 @@ def share_weights(*networks):
     """Under torchrun, give all processes the weights of the first: machines may round otherwise."""
     if dist.is_initialized():
         for network in networks:
-            for parameter in network.parameters():
-                dist.broadcast(parameter.data, 0)
+            tensors = list(network.parameters())
+            flat = torch.cat([tensor.flatten() for tensor in tensors])     # one message, not 100
+            dist.broadcast(flat, 0)
+            parts = flat.split([tensor.numel() for tensor in tensors])
+            torch._foreach_copy_(tensors, [p.view(t.shape) for p, t in zip(parts, tensors)])
 
 
 def training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor, accumulate=1, scalers=None,
