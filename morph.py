@@ -477,7 +477,8 @@ def main(argv=None):
             copied[part] = set(parts.copied)
             for networks, values, kind in ((old, checkpoint[part], settings),
                                            (new, state, new_settings)):
-                network = make(kind)
+                # channels_last, as in train.py: sums in the same order, so the same bits.
+                network = make(kind).to(memory_format=torch.channels_last)
                 network.load_state_dict(values)
                 networks.append(network.eval().requires_grad_(False))
             getattr(new[-1], "synthesis", new[-1]).growth = "morph"

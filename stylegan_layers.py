@@ -131,32 +131,47 @@ class EqualizedLinear(torch.nn.Module):
 #     down:  blur  ->  3x3 convolution  ->  average of every 2x2 pixels
 #
 # `upsample_conv_blur_plain` and `blur_conv_downsample_plain` below are exactly these lines. They
-# are the judge in the tests. But all three operations are linear and the same at every pixel, so
-# neighbours in the chain can be merged into one convolution with a larger kernel:
+# are the judge in the tests. But all three operations are linear and the same at every pixel:
+# they are filters, which may change places, and several of which can be merged into one.
 #
-# Step 1. Convolution + 2x2 average. In one dimension let the kernel be (a b c). The outputs at
+# Step 1, down. The average of 2x2 pixels is itself a small filter (every pixel with its right and
+#   lower neighbours, a box) of which every second result is kept. Two filters may change places,
+#   so take the box first; then the convolution need only be computed where its result is kept:
+#
+#     down:  blur  ->  box (mean of 2x2 neighbours)  ->  3x3 convolution with stride 2
+#
+#   9 multiplications per pixel of the half-size result, where the plain way takes 36.
+#
+# Step 2, up. Nearest-neighbour x2 is a box, too: put every pixel on a grid of double size with
+#   zeros between, and let each fill its 2x2 places. Change places again, and the convolution sees
+#   mostly zeros, which a transposed convolution with stride 2 leaves out:
+#
+#     up:    3x3 transposed convolution with stride 2  ->  box (sum of 2x2 neighbours)  ->  blur
+#
+#   (A transposed convolution writes with its kernel where a convolution reads with it, so the
+#   kernel must be turned by 180 degrees to mean the same thing. The official weights of these
+#   layers are stored turned at 128 px and above, for this reason.) 9 multiplications per input
+#   pixel, where the plain way takes 36. The result of the transposed convolution has 2H + 1 rows,
+#   and the box makes 2H of them: nothing is cut off and nothing leaks in at the border. Going down
+#   the same in reverse: the box looks one pixel beyond every edge, at zeros, and makes 2H + 1.
+#   (StyleGAN2 resamples like this from the start. Its filter [1, 3, 3, 1] is box and blur in one,
+#   [1, 1] * [1, 2, 1]; only at the border, where the blur of StyleGAN sees zeros, they differ.)
+#
+# Step 3. The box can move into the kernel. In one dimension let that be (a b c). The outputs at
 #   pixels 2i and 2i+1 and their average are
 #       y[2i]   = a x[2i-1] + b x[2i] + c x[2i+1]
 #       y[2i+1] =             a x[2i] + b x[2i+1] + c x[2i+2]
 #       average = 1/2 (a x[2i-1] + (a+b) x[2i] + (b+c) x[2i+1] + c x[2i+2])
 #   which is one convolution with stride 2 and the kernel (a, a+b, b+c, c) / 2, the sum of two
 #   copies of (a b c) shifted by one pixel. In two dimensions: four copies of the 3x3 kernel,
-#   shifted by (0,0), (0,1), (1,0), (1,1), summed and divided by 4, a 4x4 kernel. The plain way
-#   multiplies 9 times per full-size pixel, this one 16 times per pixel of the half-size result,
-#   which is 4 times per full-size pixel.
+#   shifted by (0,0), (0,1), (1,0), (1,1), summed and divided by 4, a 4x4 kernel; 16
+#   multiplications. The official code does this at 128 px and above. Likewise upwards.
 #
-# Step 2. Nearest x2 + convolution is step 1 run backwards. Each low-resolution pixel is copied to
-#   2x2 places and each copy is spread by the 3x3 kernel: together a stamp of 4x4, the four shifted
-#   copies summed again, set down every 2 pixels. That is what a transposed convolution with stride
-#   2 does. (It writes with its kernel where a convolution reads with it, so the kernel must be
-#   turned by 180 degrees to mean the same thing. The official weights of these layers are stored
-#   turned at 128 px and above, for this reason.) 16 multiplications per input pixel instead of 36.
-#
-# Step 3. The blur is a convolution too, so the 4x4 kernel can be blurred once instead of every
-#   image: a 6x6 kernel. This is where earlier code goes wrong at the border. The plain way stops
-#   at the edge of the picture twice (the convolution's result outside the picture is dropped, and
-#   the blur then sees zeros there); the merged kernel stops once, so what should have been
-#   dropped leaks in: 16 % (down) and 26 % (up) RMS on the outermost pixels at random weights.
+# Step 4. The blur is a filter too, so the 4x4 kernel can be blurred once instead of every image: a
+#   6x6 kernel; 36 multiplications. This is where earlier code goes wrong at the border. The plain
+#   way stops at the edge of the picture twice (the convolution's result outside the picture is
+#   dropped, and the blur then sees zeros there); the merged kernel stops once, so what should have
+#   been dropped leaks in: 16 % (down) and 26 % (up) RMS on the outermost pixels at random weights.
 #   There is an exact cure, an ODD REFLECTION. Continue the picture x[0], x[1], ... to the left by
 #       x[-1] = 0    and    x[-2] = -x[0].
 #   The blur at pixel 0 still sees the zero it should: x[-1] + 2 x[0] + x[1]. And at pixel -1 it
@@ -171,28 +186,25 @@ class EqualizedLinear(torch.nn.Module):
 # forward + the double backward of R1 going down; float32, channels_last, half the batch at 128 px.
 # [MACHINE] 2 cores of a server CPU with AVX-512 (rerun: python tests/benchmark.py parts); no GPU.
 #
-#                  paper's widths, batch 4  paper's widths, batch 16    default run, batch 32
-#                    plain    4x4    6x6      plain    4x4    6x6      plain    4x4    6x6
-#     up      8 px      12     17     38       32     32     95       1.2    0.9    1.9
-#     down    8 px      26     30     79       76     65    212       3.0    2.3    5.1
-#     up     16 px      32     28     59      118     74    186       3.9    2.5    5.9
-#     down   16 px      76     53    134      282    160    434      10.3    6.3   16.2
-#     up     32 px     114     66    147      449    232    550       8.5    5.3   10.4
-#     down   32 px     292    152    361     1125    555   1437      26.6   13.1   29.0
-#     up     64 px     236    111    253      950    446   1007      11.5    8.2   13.7
-#     down   64 px     614    284    642     2362   1120   2804      37.9   21.3   38.9
-#     up    128 px     140     60    126      564    243    521      10.8    7.5   11.2
-#     down  128 px     321    150    333     1433    657   1436      35.8   21.0   34.3
+#                 paper's widths, batch 4     paper's widths, batch 16     default run, batch 32
+#                plain  3x3  4x4  6x6         plain  3x3   4x4   6x6      plain  3x3  4x4  6x6
+#     up      8 px   10   20   64   90         28    29    75   147        1.3  1.0  1.8  3.0
+#     down    8 px   23   14   29   82         67    35    60   200        3.3  2.2  2.6  6.0
+#     up     16 px   31   26   75  102        110    55   117   234        3.6  2.0  3.1  6.9
+#     down   16 px   73   32   55  138        269   100   156   433        9.3  4.7  5.9 15.6
+#     up     32 px  118   53  120  196        454   164   305   599        7.6  2.8  4.2 11.1
+#     down   32 px  287  100  168  390       1083   357   592  1427       23.4  7.0 10.1 30.3
+#     up     64 px  238   82  141  296        949   314   476  1064        9.7  3.8  4.7 13.0
+#     down   64 px  586  187  288  682       2287   751  1102  2548       31.4 10.6 13.4 33.1
+#     up    128 px  140   41   64  141        556   177   251   550        8.7  3.4  4.1 12.5
+#     down  128 px  333  110  154  357       1269   435   598  1379       25.6  9.7 12.3 27.8
 #
-# The 4x4 kernel wins by 1.3 to 2.3 times as soon as there are enough pixels to pay for merging it.
-# The 6x6 kernel never wins: 36 multiplications instead of 16, to save a blur that costs less than
-# that. Nor does it need less memory, since the blur keeps nothing for its gradient; proved:
-# tests/test_layers.py::test_the_merged_form_keeps_no_less_memory. So the network uses the 4x4
-# kernel and a separate blur, and the plain form where the whole batch has few pixels: for single
-# images at low resolutions, for instance.
-#
-# [MACHINE] measured on the CPU above and used everywhere; a GPU may prefer another number.
-FEW_PIXELS = 2048             # of the whole batch, at the larger of a layer's two resolutions
+# So the network uses steps 1 and 2. Steps 3 and 4 are one operation where those are three, but the
+# operations that they save are cheap passes over an image, and the multiplications that they add
+# are the whole work of the layer. Nor do they need less memory, since box and blur keep nothing
+# for their gradients, and the larger kernels do; proved:
+# tests/test_layers.py::test_the_merged_forms_keep_no_less_memory. They stay below to be read, and
+# as further judges in the tests.
 
 
 class _Convolution(torch.autograd.Function):
@@ -231,7 +243,7 @@ class _Convolution(torch.autograd.Function):
             grad_x = _Convolution.apply(grad, weight, None, *ctx.shape, not ctx.up)
         if ctx.needs_input_grad[1] and not _Convolution.input_gradients_only:
             large, small = (grad, x) if ctx.up else (x, grad)
-            grad_weight = _Correlation.apply(large, small, weight, *ctx.shape)
+            grad_weight = _Correlation.apply(large, small, weight.shape, *ctx.shape)
         if ctx.needs_input_grad[2] and not _Convolution.input_gradients_only:
             grad_bias = grad.sum(dim=(0, 2, 3))
         return grad_x, grad_weight, grad_bias, None, None, None
@@ -241,15 +253,14 @@ class _Correlation(torch.autograd.Function):
     """The third of the operations: how well does each shift of `large` agree with `small`?"""
 
     @staticmethod
-    def forward(ctx, large, small, like, stride, padding):
+    def forward(ctx, large, small, kernel_shape, stride, padding):
         ctx.save_for_backward(large, small)
         ctx.shape = stride, padding
-        if stride == 2 and large.device.type == "cpu":
-            # [MACHINE] oneDNN has a better program for the other memory format here: 92 ms
-            #           instead of 115 to 145 at [16, 512, 32, 32] (measured).
-            large, small = large.contiguous(), small.contiguous()
-            like = like.contiguous()
-        # Of `like`, only the shape and the memory format matter: those of the result.
+        # Of the weight, torch reads the shape, and the memory format, which the result has, too.
+        channels_last = large.is_contiguous(memory_format=torch.channels_last)
+        like = torch.empty(
+            kernel_shape, dtype=large.dtype, device=large.device,
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         return torch.ops.aten.convolution_backward(
             small, large, like, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
             [False, True, False])[1]
@@ -270,6 +281,7 @@ def convolve(x, weight, bias=None, stride=1, up=False, padding=None):
 
     Shapes: x [N, I, R, R]; weight [O, I, k, k], or [I, O, k, k] if `up`. padding (k - 1) // 2 if
             None: then R stays for odd k and stride 1, and k = 4 with stride 2 gives R/2 or 2R.
+            k = 3 with stride 2 and padding 0 makes (R-1)/2 of an odd R, or 2R + 1 if `up`.
     Proved: tests/test_layers.py::test_convolution_and_its_derivatives_against_torch
     """
     padding = (weight.shape[2] - 1) // 2 if padding is None else padding
@@ -288,32 +300,6 @@ def input_gradients_only():
         yield
     finally:
         _Convolution.input_gradients_only = False
-
-
-def shifted_copies_matrix(blur):
-    """The 3x3 -> 4x4 (or, blurred, 6x6) kernel change as a matrix, since it is linear.
-
-    Why:    a product with a [9, 16] matrix builds the kernels of a layer faster than adding slices
-            of a padded copy, backward included (tests/benchmark.py).
-    Shapes: -> [9, 16], or [9, 36] with the [1,2,1] x [1,2,1] / 16 blur folded in.
-    Proved: tests/test_layers.py::test_summed_kernel_is_four_shifted_copies
-    """
-    one_tap = torch.eye(9, device="cpu").reshape(9, 1, 3, 3)    # the nine kernels with a single 1
-    copies = F.conv_transpose2d(one_tap, torch.ones(1, 1, 2, 2, device="cpu"))  # [9, 1, 4, 4]
-    if blur:
-        copies = F.conv2d(copies, blur_kernel(1, "cpu"), padding=2)        # [9, 1, 6, 6]
-    return copies.flatten(1)
-
-
-def merge_kernel(weight, matrix):
-    """[O, I, 3, 3] and [9, k*k] -> [O, I, k, k]: the kernel after `shifted_copies_matrix`.
-
-    The channels stand last in memory before and after (channels_last), so nothing is moved.
-    """
-    side = math.isqrt(matrix.shape[1])
-    taps = weight.permute(0, 2, 3, 1).flatten(1, 2)                        # [O, 9, I]
-    merged = matrix.to(weight.dtype).t() @ taps                            # [O, k*k, I]
-    return merged.unflatten(1, (side, side)).permute(0, 3, 1, 2)
 
 
 def blur_kernel(channels, device=None, dtype=None):
@@ -357,39 +343,87 @@ class Blur(torch.nn.Module):
         return blur(x)
 
 
+class _Box(torch.autograd.Function):
+    """Every 2x2 neighbours added up, times `tap`. With a border of zeros [.., H, W] becomes
+    [.., H+1, W+1], without one [.., H-1, W-1]; each of the two is the gradient of the other.
+    """
+
+    @staticmethod
+    def forward(ctx, x, tap, border):
+        ctx.tap, ctx.border = tap, border
+        kernel = x.new_full((x.shape[1], 1, 2, 2), tap)
+        return F.conv2d(x, kernel, padding=int(border), groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _Box.apply(grad, ctx.tap, not ctx.border), None, None
+
+
+def box_mean(x):
+    """x [N, C, H, W] -> [N, C, H+1, W+1]: means of 2x2 neighbours, zeros beyond the border.
+
+    Proved: tests/test_layers.py::test_boxes_and_their_derivatives_against_pooling
+    """
+    return _Box.apply(x, 0.25, True)
+
+
+def box_sum(x):
+    """x [N, C, H, W] -> [N, C, H-1, W-1]: sums of 2x2 neighbours. Proved: as `box_mean`."""
+    return _Box.apply(x, 1.0, False)
+
+
 def upsample_conv_blur_plain(x, weight):
     """The readable twin. x [N, I, H, W], weight [O, I, 3, 3] -> [N, O, 2H, 2W]."""
     x = F.interpolate(x, scale_factor=2, mode="nearest")
-    return blur(convolve(x, weight.to(x.dtype)))
+    return blur(convolve(x, weight))
 
 
 def blur_conv_downsample_plain(x, weight):
     """The readable twin. x [N, I, 2H, 2W], weight [O, I, 3, 3] -> [N, O, H, W]."""
-    return F.avg_pool2d(convolve(blur(x), weight.to(x.dtype)), 2)
+    return F.avg_pool2d(convolve(blur(x), weight), 2)
 
 
-def upsample_conv_blur(x, weight, matrix):
-    """Step 2: one strided transposed convolution, then the blur. Shapes as in the plain twin.
+def upsample_conv_blur(x, weight):
+    """Step 2. Shapes as in the plain twin. This is what G does."""
+    turned = weight.flip(2, 3).transpose(0, 1)                             # [I, O, 3, 3]
+    return blur(box_sum(convolve(x, turned, stride=2, up=True, padding=0)))
 
-    matrix is shifted_copies_matrix(blur=False).
+
+def blur_conv_downsample(x, weight, bias=None):
+    """Step 1. Shapes as in the plain twin. This is what D does."""
+    return convolve(box_mean(blur(x)), weight, bias, stride=2, padding=0)
+
+
+def merged_kernel(weight, blurred):
+    """Steps 3 and 4: [O, I, 3, 3] -> [O, I, 4, 4], the four shifted copies, or [O, I, 6, 6].
+
+    The change is linear, so it is a matrix, [9, 16] or [9, 36], made from the nine kernels with a
+    single 1; the channels stand last in memory (channels_last), so that nothing need be moved.
+    Proved: tests/test_layers.py::test_merged_kernel_is_four_shifted_copies
     """
-    turned = matrix.flip(1)                                                # by 180 degrees
-    kernel = merge_kernel(weight.transpose(0, 1), turned).to(x.dtype)      # [I, O, 4, 4]
+    copies = F.conv2d(torch.eye(9).reshape(9, 1, 3, 3), torch.ones(1, 1, 2, 2), padding=1)
+    if blurred:
+        copies = F.conv2d(copies, blur_kernel(1), padding=2)
+    side = copies.shape[3]
+    taps = weight.permute(0, 2, 3, 1).flatten(1, 2)                        # [O, 9, I]
+    merged = copies.flatten(1).t().to(weight) @ taps                       # [O, side*side, I]
+    return merged.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+
+
+def upsample_conv_blur_4x4(x, weight):
+    """Step 3 upwards: one 4x4 transposed convolution, then the blur."""
+    kernel = merged_kernel(weight, blurred=False).flip(2, 3).transpose(0, 1)
     return blur(convolve(x, kernel, stride=2, up=True))
 
 
-def blur_conv_downsample(x, weight, matrix, bias=None):
-    """Step 1: the blur, then one strided convolution. Shapes as in the plain twin."""
-    kernel = merge_kernel(weight, matrix / 4).to(x.dtype)                  # [O, I, 4, 4]
-    return convolve(blur(x), kernel, bias, stride=2)
+def blur_conv_downsample_4x4(x, weight):
+    """Step 3 downwards: the blur, then one strided 4x4 convolution."""
+    return convolve(blur(x), merged_kernel(weight, blurred=False) / 4, stride=2)
 
 
-def upsample_conv_blur_merged(x, weight, matrix):
-    """Step 3 upwards: one 6x6 transposed convolution, its overhang subtracted from the edge.
-
-    matrix is shifted_copies_matrix(blur=True).
-    """
-    kernel = merge_kernel(weight.transpose(0, 1), matrix.flip(1))          # [I, O, 6, 6]
+def upsample_conv_blur_6x6(x, weight):
+    """Step 4 upwards: one 6x6 transposed convolution, its overhang subtracted from the edge."""
+    kernel = merged_kernel(weight, blurred=True).flip(2, 3).transpose(0, 1)
     y = convolve(x, kernel, stride=2, up=True, padding=0)                  # [N, O, 2H+4, 2W+4]
     for axis in (2, 3):
         size = y.shape[axis] - 4
@@ -399,13 +433,13 @@ def upsample_conv_blur_merged(x, weight, matrix):
     return y                                                               # [N, O, 2H, 2W]
 
 
-def blur_conv_downsample_merged(x, weight, matrix):
-    """Step 3 downwards: odd reflection, then one strided 6x6 convolution."""
+def blur_conv_downsample_6x6(x, weight):
+    """Step 4 downwards: odd reflection, then one strided 6x6 convolution."""
     for axis in (2, 3):
         first, last = x.narrow(axis, 0, 1), x.narrow(axis, -1, 1)
         zero = torch.zeros_like(first)
         x = torch.cat([-first, zero, x, zero, -last], axis)
-    return convolve(x, merge_kernel(weight, matrix / 4), stride=2, padding=0)
+    return convolve(x, merged_kernel(weight, blurred=True) / 4, stride=2, padding=0)
 
 
 class EqualizedConv2d(torch.nn.Module):
@@ -415,8 +449,7 @@ class EqualizedConv2d(torch.nn.Module):
     Paper:  ProGAN section 4.1; StyleGAN section 2.1 (the blur).
     Shapes: x [N, I, H, W] -> [N, O, H, W], or [N, O, 2H, 2W] with resample="up", or
             [N, O, H/2, W/2] with "down"; weight [O, I, k, k], bias [O].
-    Units:  weight is stored N(0, 1) and used times gain / sqrt(k*k*I). k is the side of the STORED
-            kernel, also when resampling: the merged kernel is a way to compute the same thing.
+    Units:  weight is stored N(0, 1) and used times gain / sqrt(k*k*I).
             bias starts at 0 and is added last, so after the blur. (Added before, the zeros beyond
             the border would weaken it along all edges.)
     Errors: ValueError for an unknown `resample`, or resampling with a kernel that is not 3x3.
@@ -434,24 +467,14 @@ class EqualizedConv2d(torch.nn.Module):
             normal(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = torch.nn.Parameter(torch.zeros(out_channels))
         self.weight_scale = gain / math.sqrt(kernel_size * kernel_size * in_channels)
-        if resample is not None:
-            # A constant, rebuilt with the layer: it has no place in a checkpoint.
-            matrix = shifted_copies_matrix(blur=False)                     # [9, 16]
-            self.register_buffer("matrix", matrix, persistent=False)
 
     def forward(self, x):
-        weight, bias = self.weight, self.bias.to(x.dtype)
-        pixels = x.shape[0] * x.shape[2] * x.shape[3] * (4 if self.resample == "up" else 1)
-        if self.resample is not None and pixels >= FEW_PIXELS:
-            matrix = self.matrix * self.weight_scale           # scales the kernel on the way
-            if self.resample == "down":
-                return blur_conv_downsample(x, weight, matrix, bias)
-            return upsample_conv_blur(x, weight, matrix).add_(bias[:, None, None])
-        weight = weight * self.weight_scale
-        if self.resample is None:
-            return convolve(x, weight.to(x.dtype), bias)
-        plain = upsample_conv_blur_plain if self.resample == "up" else blur_conv_downsample_plain
-        return plain(x, weight).add_(bias[:, None, None])
+        weight, bias = (self.weight * self.weight_scale).to(x.dtype), self.bias.to(x.dtype)
+        if self.resample == "down":
+            return blur_conv_downsample(x, weight, bias)
+        if self.resample == "up":
+            return upsample_conv_blur(x, weight).add_(bias[:, None, None])
+        return convolve(x, weight, bias)
 
 
 # ---- 3. What makes a style -------------------------------------------------------------------

@@ -193,7 +193,7 @@ def multiplications(resolution):
     G, D = 2 * 9 * channels(4) ** 2 * 16, 2 * 9 * (channels(4) + 1) * channels(4) * 16
     G, D = G, D + 2 * channels(4) ** 2 * 16
     for r in models.resolutions_up_to(resolution)[1:]:
-        resampling = 2 * 16 * channels(r) * channels(r // 2) * (r // 2) ** 2
+        resampling = 2 * 9 * channels(r) * channels(r // 2) * (r // 2) ** 2
         plain = 2 * 9 * channels(r) ** 2 * r ** 2
         G, D = G + resampling + plain, D + resampling + plain
     return G / 1e9, D / 1e9
@@ -297,14 +297,12 @@ def double_backward(function, x, *others):
 
 def resampling(name, channel_base, channel_max, batch):
     """The table in stylegan_layers.py. Up: forward and backward. Down: with double backward."""
-    four, six = layers.shifted_copies_matrix(False), layers.shifted_copies_matrix(True)
-    up = (layers.upsample_conv_blur_plain,
-          lambda x, w: layers.upsample_conv_blur(x, w, four),
-          lambda x, w: layers.upsample_conv_blur_merged(x, w, six))
-    down = (layers.blur_conv_downsample_plain,
-            lambda x, w: layers.blur_conv_downsample(x, w, four),
-            lambda x, w: layers.blur_conv_downsample_merged(x, w, six))
-    print(f"\n{name}, batch {batch}\n{'':>22}{'plain':>9}{'4x4':>9}{'6x6':>9}")
+    up = (layers.upsample_conv_blur_plain, layers.upsample_conv_blur,
+          layers.upsample_conv_blur_4x4, layers.upsample_conv_blur_6x6)
+    down = (layers.blur_conv_downsample_plain, layers.blur_conv_downsample,
+            layers.blur_conv_downsample_4x4, layers.blur_conv_downsample_6x6)
+    print(f"\n{name}, batch {batch}\n{'':>22}" + "".join(
+        f"{form:>9}" for form in ("plain", "3x3", "4x4", "6x6")))
     for r in (8, 16, 32, 64, 128):
         large, small = (models.channels_at(s, channel_base, channel_max) for s in (r, r // 2))
         n = batch if r < 128 else batch // 2
@@ -312,30 +310,20 @@ def resampling(name, channel_base, channel_max, batch):
                 ("up", up, forward_backward, r // 2, small, large),
                 ("down", down, double_backward, r, large, small)):
             x = torch.randn(n, c_in, side, side).to(memory_format=torch.channels_last)
-            weight = torch.randn(c_out, c_in, 3, 3, requires_grad=True)
-            x.requires_grad_()
+            weight = torch.randn(c_out, c_in, 3, 3).to(memory_format=torch.channels_last)
+            x.requires_grad_(), weight.requires_grad_()
             times = [milliseconds(lambda: measure(form, x, weight)) for form in forms]
             print(f"{label:>5} {r:4d} px {c_in:4d}->{c_out:<4d}"
                   + "".join(f"{t:9.1f}" for t in times), flush=True)
 
 
 def small_parts():
-    """The claims beside merge_kernel, _Convolution, _SelfAdjointBlur and spatial_mean."""
+    """The claims beside _Convolution, _SelfAdjointBlur and spatial_mean."""
     def compare(label, ours, other):
         print(f"{label:58}{ours:8.2f}{other:8.2f}   {other / ours:.1f} times")
     print(f"\n{'':58}{'ours':>8}{'other':>8}")
 
-    matrix, weight = layers.shifted_copies_matrix(False), torch.randn(512, 512, 3, 3)
-    weight = weight.to(memory_format=torch.channels_last).requires_grad_()
-
-    def slices(w):
-        p = F.pad(w, (1, 1, 1, 1))
-        return p[..., 1:, 1:] + p[..., 1:, :-1] + p[..., :-1, 1:] + p[..., :-1, :-1]
-    compare("512x512 kernels 3x3 -> 4x4: matrix product / slices",
-            milliseconds(lambda: forward_backward(
-                lambda w: layers.merge_kernel(w, matrix), weight)),
-            milliseconds(lambda: forward_backward(slices, weight)))
-
+    weight = torch.randn(512, 512, 3, 3).to(memory_format=torch.channels_last).requires_grad_()
     x = torch.randn(16, 512, 32, 32).to(memory_format=torch.channels_last).requires_grad_()
     for form, label in (((lambda x, w: layers.convolve(x, w), lambda x, w: F.conv2d(
             x, w, padding=1)), "3x3 convolution and R1"),

@@ -97,20 +97,19 @@ def test_one_adam_step_moves_the_function_by_lr_multiplier():
 # ---- 2. blur-in-conv ----
 
 
-def test_summed_kernel_is_four_shifted_copies():
+def test_merged_kernel_is_four_shifted_copies():
     """Lesson: the 4x4 kernel is the 3x3 one, put down four times and summed; blurred, it is 6x6."""
     weight = torch.randn(2, 3, 3, 3, dtype=torch.float64)
     by_hand = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
     for dy in (0, 1):
         for dx in (0, 1):
             by_hand[:, :, dy:dy + 3, dx:dx + 3] += weight
-    merged = layers.merge_kernel(weight, layers.shifted_copies_matrix(blur=False).double())
-    assert relative(merged, by_hand) < 1e-12
+    assert relative(layers.merged_kernel(weight, blurred=False), by_hand) < 1e-12
     blurred = torch.zeros(2, 3, 6, 6, dtype=torch.float64)
     for dy, wy in enumerate((0.25, 0.5, 0.25)):
         for dx, wx in enumerate((0.25, 0.5, 0.25)):
             blurred[:, :, dy:dy + 4, dx:dx + 4] += wy * wx * by_hand
-    merged = layers.merge_kernel(weight, layers.shifted_copies_matrix(blur=True).double())
+    merged = layers.merged_kernel(weight, blurred=True)
     assert relative(merged, blurred) < 1e-12
     assert merged.sum().item() == pytest.approx(4 * weight.sum().item())   # nothing lost
 
@@ -150,24 +149,38 @@ def test_blur_and_its_derivatives_against_a_loop():
         torch.autograd.gradcheck(lopsided, x)
 
 
-def all_forms(x, weight, direction, dtype):
-    four, six = (layers.shifted_copies_matrix(b).to(dtype) for b in (False, True))
-    if direction == "up":
-        return (layers.upsample_conv_blur_plain(x, weight),
-                layers.upsample_conv_blur(x, weight, four),
-                layers.upsample_conv_blur_merged(x, weight, six))
-    return (layers.blur_conv_downsample_plain(x, weight),
-            layers.blur_conv_downsample(x, weight, four),
-            layers.blur_conv_downsample_merged(x, weight, six))
+def test_boxes_and_their_derivatives_against_pooling():
+    """Lesson: with a border of zeros or without, each box is the gradient of the other."""
+    x = torch.randn(2, 3, 4, 6)
+    check_derivatives(lambda x: layers.box_mean(x).pow(3),
+                      lambda x: F.avg_pool2d(x, 2, 1, padding=1).pow(3), x)
+    numbers = check_derivatives(lambda x: layers.box_sum(x).pow(3),
+                                lambda x: 64 * F.avg_pool2d(x, 2, 1).pow(3), x)
+    stylegan2 = torch.outer(*2 * [torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8])
+    both = layers.blur(layers.box_sum(x)) / 4                  # is its filter, inside
+    filtered = F.conv2d(x.flatten(0, 1)[:, None], stylegan2[None, None]).unflatten(0, (2, 3))
+    assert relative(both[..., 1:-1, 1:-1], filtered[:, :, 0]) < FLOAT32
+    assert layers.box_mean(x).shape[2:] == (5, 7) and layers.box_sum(x).shape[2:] == (3, 5)
+    assert all(n.abs().max() > 1 for n in numbers)             # control: there was something
+
+
+UP = (layers.upsample_conv_blur_plain, layers.upsample_conv_blur,
+      layers.upsample_conv_blur_4x4, layers.upsample_conv_blur_6x6)
+DOWN = (layers.blur_conv_downsample_plain, layers.blur_conv_downsample,
+        layers.blur_conv_downsample_4x4, layers.blur_conv_downsample_6x6)
+
+
+def all_forms(x, weight, direction):
+    return [form(x, weight) for form in (UP if direction == "up" else DOWN)]
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("side", [4, 8, 16])
 def test_blur_in_conv_equals_the_plain_twin_border_included(direction, side):
-    """Lesson: resample, convolve and blur are one convolution, also on the outermost pixels."""
+    """Lesson: resample, convolve and blur change places and merge, also on the outermost pixels."""
     x, weight = torch.randn(2, 24, side, side), torch.randn(12, 24, 3, 3)
-    judge = all_forms(x.double(), weight.double(), direction, torch.float64)[0]
-    for form in all_forms(x, weight, direction, torch.float32):
+    judge = all_forms(x.double(), weight.double(), direction)[0]
+    for form in all_forms(x, weight, direction):
         assert form.shape == judge.shape
         assert relative(form.double(), judge) < FLOAT32
         for edge in (form[..., 0, :], form[..., -1, :], form[..., 0], form[..., -1]):
@@ -175,7 +188,7 @@ def test_blur_in_conv_equals_the_plain_twin_border_included(direction, side):
     # The gradients are the same too, and the gradients of their squares (what R1 needs).
     x = x.double().requires_grad_()
     derivatives = []
-    for form in all_forms(x, weight.double(), direction, torch.float64):
+    for form in all_forms(x, weight.double(), direction):
         first, = torch.autograd.grad(form.pow(3).sum(), x, create_graph=True)
         second, = torch.autograd.grad(first.square().sum(), x)
         derivatives.append((first.detach(), second))
@@ -187,7 +200,6 @@ def test_blur_in_conv_equals_the_plain_twin_border_included(direction, side):
 def test_without_the_odd_reflection_the_border_is_wrong():
     """Lesson, and the control of the test above: the merged kernel with plain zero padding, as
     earlier code has it, is 16 % (down) and 26 % (up) RMS wrong on the outermost pixels."""
-    six = layers.shifted_copies_matrix(True).double()
     x = torch.randn(4, 32, 16, 16, dtype=torch.float64)
     weight = torch.randn(32, 32, 3, 3, dtype=torch.float64)
 
@@ -197,9 +209,9 @@ def test_without_the_odd_reflection_the_border_is_wrong():
         assert relative(wrong[..., ~border], right[..., ~border]) < 1e-10  # inside all is well
         return rms((wrong - right)[..., border]) / rms(right[..., border])
 
-    down = F.conv2d(x, layers.merge_kernel(weight, six / 4), stride=2, padding=2)
+    down = F.conv2d(x, layers.merged_kernel(weight, True) / 4, stride=2, padding=2)
     up = F.conv_transpose2d(
-        x, layers.merge_kernel(weight.flip(2, 3), six).transpose(0, 1), stride=2, padding=2)
+        x, layers.merged_kernel(weight.flip(2, 3), True).transpose(0, 1), stride=2, padding=2)
     assert border_error(down, layers.blur_conv_downsample_plain(x, weight)) == pytest.approx(
         0.16, abs=0.03)
     assert border_error(up, layers.upsample_conv_blur_plain(x, weight)) == pytest.approx(
@@ -207,10 +219,8 @@ def test_without_the_odd_reflection_the_border_is_wrong():
 
 
 @pytest.mark.parametrize("resample", [None, "up", "down"])
-@pytest.mark.parametrize("few_pixels", [0, 10 ** 9])
-def test_equalized_conv_is_a_scaled_conv_also_when_it_resamples(resample, few_pixels, monkeypatch):
+def test_equalized_conv_is_a_scaled_conv_also_when_it_resamples(resample):
     """Lesson: fan_in is 9 C_in whatever kernel computes it, and the bias comes last."""
-    monkeypatch.setattr(layers, "FEW_PIXELS", few_pixels)      # one form or the other
     layer = layers.EqualizedConv2d(20, 30, resample=resample).double()
     layer.bias.data.normal_()
     assert layer.weight.std().item() == pytest.approx(1, rel=0.05)
@@ -226,17 +236,19 @@ def test_equalized_conv_is_a_scaled_conv_also_when_it_resamples(resample, few_pi
         assert relative(layer(x), darker) > 0.01
 
 
-@pytest.mark.parametrize("kernel, stride, up", [(1, 1, False), (3, 1, False), (3, 1, True),
-                                                (4, 2, False), (4, 2, True)])
-def test_convolution_and_its_derivatives_against_torch(kernel, stride, up):
+@pytest.mark.parametrize("side, kernel, stride, padding, up", [
+    (8, 1, 1, 0, False), (8, 3, 1, 1, False), (8, 3, 1, 1, True), (9, 3, 2, 0, False),
+    (8, 3, 2, 0, True), (8, 4, 2, 1, False), (8, 4, 2, 1, True)])
+def test_convolution_and_its_derivatives_against_torch(side, kernel, stride, padding, up):
     """Lesson: three operations, each the gradient of the others, are closed under derivatives."""
-    x, weight, bias = torch.randn(2, 3, 8, 8), torch.randn(5, 3, kernel, kernel), torch.randn(5)
+    x, bias = torch.randn(2, 3, side, side), torch.randn(5)
+    weight = torch.randn(5, 3, kernel, kernel)
     if up:
         weight = weight.transpose(0, 1).contiguous()
     judge = F.conv_transpose2d if up else F.conv2d
     numbers = check_derivatives(
-        lambda x, w, b: layers.convolve(x, w, b, stride, up),
-        lambda x, w, b: judge(x, w, b, stride, (kernel - 1) // 2), x, weight, bias)
+        lambda x, w, b: layers.convolve(x, w, b, stride, up, padding),
+        lambda x, w, b: judge(x, w, b, stride, padding), x, weight, bias)
     assert all(n.abs().max() > 0.1 for n in numbers[:6])       # control: nothing was just zero
 
 
@@ -252,31 +264,24 @@ def test_gradients_for_the_input_only_leave_the_weights_out():
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_the_merged_form_keeps_no_less_memory(direction):
-    """Lesson: the blur keeps nothing for its gradient, so merging it away frees nothing."""
+def test_the_merged_forms_keep_no_less_memory(direction):
+    """Lesson: blur and box keep nothing for their gradients, so merging them away frees nothing,
+    but for the row and column that the box adds, which is less than the larger kernel."""
     side = 16 if direction == "up" else 32
-    x, weight = torch.randn(4, 8, side, side), torch.randn(8, 8, 3, 3)
+    x, weight = torch.randn(2, 32, side, side), torch.randn(32, 32, 3, 3)
     x.requires_grad_()
     weight.requires_grad_()
     kept = []
-    for form in range(3):
+    for form in UP if direction == "up" else DOWN:
         tensors = {}
         with torch.autograd.graph.saved_tensors_hooks(
                 lambda t: tensors.setdefault(t.data_ptr(), t) is None or t, lambda t: t):
-            forms = (lambda: layers.upsample_conv_blur_plain(x, weight),
-                     lambda: layers.upsample_conv_blur(x, weight, four),
-                     lambda: layers.upsample_conv_blur_merged(x, weight, six))
-            if direction == "down":
-                forms = (lambda: layers.blur_conv_downsample_plain(x, weight),
-                         lambda: layers.blur_conv_downsample(x, weight, four),
-                         lambda: layers.blur_conv_downsample_merged(x, weight, six))
-            four, six = (layers.shifted_copies_matrix(b) for b in (False, True))
-            y = forms[form]()
+            y = form(x, weight)
         kept.append(sum(t.numel() for t in tensors.values()))
         assert y.requires_grad
-    plain, split, merged = kept
-    assert split <= merged
-    assert split < plain                                       # control: the count counts something
+    plain, used, four, six = kept
+    assert used < four < six
+    assert used < plain                                        # control: the count counts something
 
 
 def test_equalized_conv_says_what_it_cannot_do():
