@@ -117,7 +117,8 @@ class EqualizedLinear(torch.nn.Module):
         self.bias_scale = lr_multiplier
 
     def forward(self, x):
-        return F.linear(x, self.weight * self.weight_scale, self.bias * self.bias_scale)
+        # (x s) W is x (s W), and x has fewer numbers than W.
+        return F.linear(x * self.weight_scale, self.weight, self.bias * self.bias_scale)
 
 
 # ---- 2. Blur-in-conv -------------------------------------------------------------------------
@@ -223,17 +224,20 @@ class _Convolution(torch.autograd.Function):
     Autograd knows all this for the first derivative. For the second it builds the gradient of w
     from a convolution whose KERNEL is an image, and copies the images for it: a layer with R1 at
     [16, 512, 32, 32] took 1.1 times as long in all (tests/benchmark.py).
+
+    `scale` is a number, that of equalized weights. It is multiplied here, and again when it is
+    needed, so that what is kept for the gradients is w itself and not a second w.
     """
 
     input_gradients_only = False
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding, up):
+    def forward(ctx, x, weight, bias, scale, stride, padding, up):
         # What a gradient needs is the other factor; so x is only kept if w is to learn.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        ctx.shape, ctx.up = (stride, padding), up
+        ctx.shape, ctx.up = (scale, stride, padding), up
         operation = F.conv_transpose2d if up else F.conv2d
-        return operation(x, weight, bias, stride, padding)
+        return operation(x, (weight * scale).to(x.dtype), bias, stride, padding)
 
     @staticmethod
     def backward(ctx, grad):
@@ -243,27 +247,28 @@ class _Convolution(torch.autograd.Function):
             grad_x = _Convolution.apply(grad, weight, None, *ctx.shape, not ctx.up)
         if ctx.needs_input_grad[1] and not _Convolution.input_gradients_only:
             large, small = (grad, x) if ctx.up else (x, grad)
-            grad_weight = _Correlation.apply(large, small, weight.shape, *ctx.shape)
+            grad_weight = _Correlation.apply(large, small, weight.shape, weight.dtype, *ctx.shape)
         if ctx.needs_input_grad[2] and not _Convolution.input_gradients_only:
             grad_bias = grad.sum(dim=(0, 2, 3))
-        return grad_x, grad_weight, grad_bias, None, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 class _Correlation(torch.autograd.Function):
     """The third of the operations: how well does each shift of `large` agree with `small`?"""
 
     @staticmethod
-    def forward(ctx, large, small, kernel_shape, stride, padding):
+    def forward(ctx, large, small, kernel_shape, dtype, scale, stride, padding):
         ctx.save_for_backward(large, small)
-        ctx.shape = stride, padding
+        ctx.shape = scale, stride, padding
         # Of the weight, torch reads the shape, and the memory format, which the result has, too.
         channels_last = large.is_contiguous(memory_format=torch.channels_last)
         like = torch.empty(
             kernel_shape, dtype=large.dtype, device=large.device,
             memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        return torch.ops.aten.convolution_backward(
+        result = torch.ops.aten.convolution_backward(
             small, large, like, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
             [False, True, False])[1]
+        return result.to(dtype).mul_(scale)
 
     @staticmethod
     def backward(ctx, grad):
@@ -273,19 +278,20 @@ class _Correlation(torch.autograd.Function):
             grad_large = _Convolution.apply(small, grad, None, *ctx.shape, True)
         if ctx.needs_input_grad[1]:
             grad_small = _Convolution.apply(large, grad, None, *ctx.shape, False)
-        return grad_large, grad_small, None, None, None
+        return grad_large, grad_small, None, None, None, None, None
 
 
-def convolve(x, weight, bias=None, stride=1, up=False, padding=None):
+def convolve(x, weight, bias=None, stride=1, up=False, padding=None, scale=1.0):
     """F.conv2d, or F.conv_transpose2d if `up`, whose second derivative is as fast as its first.
 
     Shapes: x [N, I, R, R]; weight [O, I, k, k], or [I, O, k, k] if `up`. padding (k - 1) // 2 if
             None: then R stays for odd k and stride 1, and k = 4 with stride 2 gives R/2 or 2R.
             k = 3 with stride 2 and padding 0 makes (R-1)/2 of an odd R, or 2R + 1 if `up`.
+    Units:  the kernel is weight * scale, computed in the precision of weight, used in that of x.
     Proved: tests/test_layers.py::test_convolution_and_its_derivatives_against_torch
     """
     padding = (weight.shape[2] - 1) // 2 if padding is None else padding
-    return _Convolution.apply(x, weight, bias, stride, padding, up)
+    return _Convolution.apply(x, weight, bias, scale, stride, padding, up)
 
 
 @contextlib.contextmanager
@@ -383,15 +389,15 @@ def blur_conv_downsample_plain(x, weight):
     return F.avg_pool2d(convolve(blur(x), weight), 2)
 
 
-def upsample_conv_blur(x, weight):
+def upsample_conv_blur(x, weight, scale=1.0):
     """Step 2. Shapes as in the plain twin. This is what G does."""
     turned = weight.flip(2, 3).transpose(0, 1)                             # [I, O, 3, 3]
-    return blur(box_sum(convolve(x, turned, stride=2, up=True, padding=0)))
+    return blur(box_sum(convolve(x, turned, stride=2, up=True, padding=0, scale=scale)))
 
 
-def blur_conv_downsample(x, weight, bias=None):
+def blur_conv_downsample(x, weight, bias=None, scale=1.0):
     """Step 1. Shapes as in the plain twin. This is what D does."""
-    return convolve(box_mean(blur(x)), weight, bias, stride=2, padding=0)
+    return convolve(box_mean(blur(x)), weight, bias, stride=2, padding=0, scale=scale)
 
 
 def merged_kernel(weight, blurred):
@@ -469,12 +475,12 @@ class EqualizedConv2d(torch.nn.Module):
         self.weight_scale = gain / math.sqrt(kernel_size * kernel_size * in_channels)
 
     def forward(self, x):
-        weight, bias = (self.weight * self.weight_scale).to(x.dtype), self.bias.to(x.dtype)
+        weight, scale, bias = self.weight, self.weight_scale, self.bias.to(x.dtype)
         if self.resample == "down":
-            return blur_conv_downsample(x, weight, bias)
+            return blur_conv_downsample(x, weight, bias, scale)
         if self.resample == "up":
-            return upsample_conv_blur(x, weight).add_(bias[:, None, None])
-        return convolve(x, weight, bias)
+            return upsample_conv_blur(x, weight, scale).add_(bias[:, None, None])
+        return convolve(x, weight, bias, scale=scale)
 
 
 # ---- 3. What makes a style -------------------------------------------------------------------
