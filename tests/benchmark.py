@@ -54,7 +54,7 @@ def ours(batch, resolution, precision="fp32", compiled=False):
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)
     train.set_precision(G, D, precision)
     G_opt, D_opt = train.new_adam(G, CPU), train.new_adam(D, CPU)
-    programs = (torch.compile(G), torch.compile(D)) if compiled else None
+    programs = train.compile_networks(G, D) if compiled else None
     mixer = iter(data.StyleMixer(models.num_style_layers(resolution), batch))
 
     def iteration():

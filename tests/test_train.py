@@ -228,7 +228,7 @@ def gradients_of_a_step(process=0, processes=1, accumulate=1, compiler=None, gro
     mine = slice(process, None, processes)
     alpha, compiled = 0.5, None
     if compiler:
-        alpha, compiled = torch.tensor(0.5), [torch.compile(n, backend=compiler) for n in (G, D)]
+        alpha, compiled = torch.tensor(0.5), train.compile_networks(G, D, compiler)
     train.training_step(G, D, G_opt, D_opt, reals[mine], z[:, mine], mixes[:, mine], alpha, 5.0,
                         accumulate, compiled=compiled)
     strengths = [i for i, (name, p) in enumerate(G.named_parameters()) if "noise" in name]
