@@ -200,12 +200,13 @@ class EqualizedLinear(torch.nn.Module):
 #     up    128 px  140   41   64  141        556   177   251   550        8.7  3.4  4.1 12.5
 #     down  128 px  333  110  154  357       1269   435   598  1379       25.6  9.7 12.3 27.8
 #
-# So the network uses steps 1 and 2. Steps 3 and 4 are one operation where those are three, but the
-# operations that they save are cheap passes over an image, and the multiplications that they add
-# are the whole work of the layer. Nor do they need less memory, since box and blur keep nothing
-# for their gradients, and the larger kernels do; proved:
-# tests/test_layers.py::test_the_merged_forms_keep_no_less_memory. They stay below to be read, and
-# as further judges in the tests.
+# So the network uses steps 1 and 2. (The wide layer from 4 to 8 px, with few images, is no faster
+# or even slower so: turning its kernel takes longer than the convolution. It is too small to care
+# about.) Steps 3 and 4 are fewer operations, but those that they save are cheap passes over an
+# image, and what they add are multiplications, nearly the whole work of a layer. Nor do they need
+# less memory, since box and blur keep nothing for their gradients, and larger kernels are larger;
+# proved: tests/test_layers.py::test_the_merged_forms_keep_no_less_memory. They stay below to be
+# read, and as further judges in the tests.
 
 
 class _Convolution(torch.autograd.Function):
@@ -260,7 +261,7 @@ class _Correlation(torch.autograd.Function):
     def forward(ctx, large, small, kernel_shape, dtype, scale, stride, padding):
         ctx.save_for_backward(large, small)
         ctx.shape = scale, stride, padding
-        # Of the weight, torch reads the shape, and the memory format, which the result has, too.
+        # torch asks for the weight and reads its shape and memory format only, for the result's.
         channels_last = large.is_contiguous(memory_format=torch.channels_last)
         like = torch.empty(
             kernel_shape, dtype=large.dtype, device=large.device,

@@ -559,7 +559,7 @@ def training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor, accumul
 
     # ---- D: minimise softplus(-D(real)) + softplus(D(fake)) + gamma/2 |grad D(real)|^2 ----
     # The terms are summed by way of their gradients, and what one of them needed is free again
-    # before the next is computed. The reals and R1, which need most, go first: no gradients yet.
+    # before the next is computed. The reals, whose R1 needs most, go before there are gradients.
     D.requires_grad_(True)
     loss_scale = d_scaler.scale(torch.ones_like(sums[0]))
     for part in parts:
