@@ -1,4 +1,5 @@
-"""convert_resolution.py: a checkpoint of one resolution becomes one of another.   (5th)
+"""convert_resolution.py: a checkpoint of one resolution becomes one of another.
+                                                                       (6th in the reading order)
 
     python convert_resolution.py small.pt 1024                     new blocks from scratch
     python convert_resolution.py small.pt 1024 --donor large.pt    new blocks from another network
@@ -7,50 +8,45 @@
 
 Read before: stylegan_models.py, stylegan_layers.py.     Read next: morph.py
 Paper:   Karras et al. 2018, "ProGAN" (arXiv 1710.10196), section 2 and figure 2: growing.
-Needs:   torch; a CPU is enough: 256 to 1024 px at the paper's widths takes seconds.
-Letters: N images in the batch; K styles mixed in one image; L style layers; R pixels a side;
-         R0 the largest resolution that the old and the new network share.
+Needs:   torch; a CPU is enough.
+Letters: K styles mixed in one image; L style layers; R pixels a side; n images in the sample grid.
 
 What does a final resolution bake into a network? Less than one would think. Blocks are named by
-their own resolution and their widths are computed from it (`channels_at`), z and w know nothing of
+their own resolution, and their widths are computed from it (`channels_at`). z and w know nothing of
 pixels, and one w serves any number of layers. So a 256 px network is, name by name and number by
-number, the lower part of a 1024 px one, and converting is mostly a matter of which names are there.
+number, the lower part of a 1024 px one. Converting is mostly a matter of which names are there.
 Proved: tests/test_convert_resolution.py::test_a_small_network_is_the_lower_part_of_a_large_one
 
-What IS baked in, and is changed here:
+This IS baked in, and is changed here:
 
-- the style layers, two a block: everything with an L axis in it, which is the style rows of the
+- The style layers, two a block. Everything with an L axis has them, which is the style rows of the
   sample grid. A style row is continued upwards by its last entry, the style of the finest layer.
-- the schedule. A finished run is at its end; a new final resolution must put it in front of the
-  next fade-in. The clock (nimg) goes on, since it counts what the networks have seen; the schedule
+- The schedule. A finished run is at its end; a new final resolution must put it in front of the
+  next fade-in. The clock (nimg) goes on, since it counts what the networks have seen. The schedule
   is rewritten around it.
-- R1's meaning: --r1-gamma is given as seen at the final resolution, and `r1_weight` in train.py
-  converts it to others. It stays what it was, and means the new final resolution.
-- downwards, to_rgb and from_rgb. A network of 1024 px does have a to_rgb for 256 px, but it has not
-  been trained since 512 px had faded in, while the block below it has moved on. So pictures of a
-  network whose top was cut off have glaring colours first, and training goes on at that resolution
-  (README.md: 32 px cut to 16, the colours were nearly right again after 10 kimg).
+- The meaning of --r1-gamma. It is given as seen at the final resolution, and `r1_weight` in
+  stylegan_losses.py converts it to others. The number stays, and means the new final resolution.
+- Downwards, to_rgb and from_rgb. A network of 1024 px does have a to_rgb for 256 px. But that was
+  last trained when 512 px faded in, and the block below it has moved on since. So a network whose
+  top was cut off makes wrong colours first, and training goes on at its new resolution.
   Proved: ::test_a_lower_to_rgb_is_not_trained_any_more
 
-And what of the rest? Four questions have no answer in the paper; each is an option here. What came
-out of tests/experiment_convert.py (painted faces, 16 to 32 px, three seeds; FD-EffLite0 after as
-many images, smaller is better; the table is in README.md):
+Four questions have no answer in the paper. Each is an option here. experiments/convert.py asked
+them of painted faces, 16 to 32 px: FD-EffLite0 after as many images, smaller is better, the mean of
+three seeds (the table is in docs/results.md):
 
-  the large blocks    from scratch (118), or --donor (77): blocks that already make sharp detail,
-                      and that understand another network's features, if both learned the same
-                      pictures, as there
-  --discriminator     keep (118): it knows these pictures, and G was made by it; its new blocks are
-                      as untrained as G's. fresh (131): what it knew is forgotten
-  --learning-rate     by default that of the run, which has a table over resolutions (118); half of
-                      it only learns more slowly (139)
-  --fade-kimg         by default that of the run (118). It is meant to protect the old blocks from
-                      the new one's first gradients; but none (114) and twice as long (114) did as
+  the large blocks    from scratch: 118. --donor: 77. A donor's blocks make sharp detail already,
+                      and they understood the other network's features; both had learned the same
+                      pictures there
+  --discriminator     keep: 118. It knows these pictures, and G was made by it. fresh: 131. What it
+                      knew is forgotten
+  --learning-rate     by default that of the run: 118. Half of it: 139
+  --fade-kimg         by default that of the run: 118. It is meant to protect the old blocks from
+                      the new one's first gradients. But none (114) and twice as long (114) did as
                       well, within what seeds differ by
 """
 
 import argparse
-import functools
-import math
 import pathlib
 import re
 import shutil
@@ -60,12 +56,11 @@ import torch
 import torch.nn.functional as F
 
 import stylegan_models as models
-from stylegan_models import CheckpointError, OneLineParser, number_from
+from workshop import UserError, checkpoints, options
+from workshop.checkpoints import CheckpointError
 
-fail = functools.partial(models.fail, "convert_resolution.py")
-
-# [MACHINE] 2 CPU cores, 256 to 1024 px at the paper's widths: 7.6 s, and 1.9 GB of memory for a
-#           checkpoint of 0.7 GB (measured; 0.6 GB of it are torch itself). No GPU is used.
+# [MACHINE] Memory: about twice the new file (measured with /usr/bin/time, 256 to 1024 px at the
+#           paper's widths), beside what torch takes by itself. No GPU is used.
 
 # ==== Part 1: the networks ====================================================================
 
@@ -91,7 +86,7 @@ def convert_state(old, wanted, shared, donor=None):
     """(new state dict, Parts): `old` brought to the names of `wanted`, a new network's state dict.
 
     Each tensor comes from `old` up to the resolution `shared`; above, from `donor` or, without one,
-    from `wanted`, which is freshly drawn. Nothing is copied in memory: tensors are only handed on.
+    from `wanted`, which is freshly drawn. The very tensors are handed on, without a copy.
     Proved: tests/test_convert_resolution.py::test_every_tensor_comes_from_where_it_should
     """
     state, parts = {}, Parts([], [], [], [])
@@ -112,9 +107,9 @@ def convert_state(old, wanted, shared, donor=None):
 def convert_adam(optimizer, old_network, new_network, copied):
     """Adam's state dict for the new network: the moments of the `copied` parameters, no others.
 
-    Why:    Adam numbers its parameters in the order of network.parameters(), and a new block shifts
-            the numbers of all that come after it, so moments are matched by name. A parameter
-            without moments gets its own at its first step, with a step count of its own.
+    Why:    Adam numbers its parameters in the order of network.parameters(). A new block shifts the
+            numbers of all that come after it, so moments are matched by name. A parameter without
+            moments gets its own at its first step, with a step count of its own.
     Errors: KeyError, TypeError, IndexError for what is no state of an Adam.
     Proved: tests/test_convert_resolution.py::test_adams_moments_follow_their_parameters
     """
@@ -132,8 +127,8 @@ def convert_samples(samples, resolution):
     """The sample grid for another resolution: z stays, style rows grow or shrink, fewer if large.
 
     Why:    one can then watch the same face before and after, image by image.
-    Shapes: z [n, K, latent]; style_index [n, L]. The grid is made no larger than train.py makes its
-            own, at most 4096 pixels across; the last row, whose styles are mixed, stays the last.
+    Shapes: z [n, K, latent]; style_index [n, L]. There are no more columns and rows than train.py
+            gives its own grid at that resolution. The last row, whose styles are mixed, stays last.
     Proved: tests/test_convert_resolution.py::test_the_sample_grid_shows_the_same_faces
     """
     columns, layers = samples["columns"], models.num_style_layers(resolution)
@@ -149,95 +144,102 @@ def convert_samples(samples, resolution):
 
 
 # ==== Part 2: the schedule ====================================================================
-
-
-def table_from(text):
-    """ "32" or "4:32,8:16" -> {4: 32.0} or {4: 32.0, 8: 16.0}, as train.py understands them."""
-    pairs = [part.split(":") for part in str(text).split(",")]
-    if len(pairs) == 1 and len(pairs[0]) == 1:
-        pairs = [["4", pairs[0][0]]]
-    table = {int(r): float(value) for r, value in pairs}
-    if any(value < 0 or not math.isfinite(value) for value in table.values()):
-        raise ValueError(f"{text!r} has a value below 0, or an infinite one")
-    return table
-
-
-def at(table, resolution):
-    """The table's value: of the largest resolution in it that is not above, or of its first."""
-    return table[max((r for r in table if r <= resolution), default=min(table))]
-
-
-def show(table):
-    """The opposite of `table_from`."""
-    return ",".join(f"{r}:{value:.12g}" for r, value in sorted(table.items()))
+#
+# train.py has no entry "I am in a fade-in". It computes where it is from the clock and from the
+# lengths of all phases so far (`plan_stages`), every time it starts. So a run is moved to another
+# place by changing these lengths, and by nothing else.
 
 
 def from_here_on(before, since, after):
     """A table that is `before` up to the resolution `since` and `after` above it.
 
-    Why:    train.py computes where it is from the lengths of all phases so far. To change one that
-            is over would move the run to another place.
+    Why:    changing the length of a phase that is over would move the run to another place.
     Proved: tests/test_convert_resolution.py::test_a_run_in_the_middle_keeps_its_place
     """
     kept = {r: value for r, value in before.items() if r <= since}
-    kept.setdefault(min([*before, since]), at(before, since))
+    kept.setdefault(min([*before, since]), before[since])
     later = {r: value for r, value in after.items() if r > 2 * since}
-    return {**kept, 2 * since: at(after, 2 * since), **later}
+    return options.Table({**kept, 2 * since: after[2 * since], **later})
 
 
-def convert_schedule(options, progress, old, new, fade_kimg=None, learning_rate=None):
+def convert_schedule(run, progress, old, new, fade_kimg=None, learning_rate=None):
     """(options, progress) with which train.py goes on at the right point.
 
+    run:    the options of the old run, as they are in its checkpoint.
     Three cases:
-    - a run in the middle of growing, at a resolution that both networks have: nothing is moved, it
-      only ends at another resolution;
-    - upwards, at its final resolution: the schedule is put so that the fade-in of the first new
-      block begins at this nimg. In the words of its options: begin at the old resolution,
-      "stabilize" it for all images seen so far, then fade;
-    - downwards: begin at the new resolution, go on there for another stabilizing phase.
-    A new block is random here, so upwards it is faded in, also in a run that grew by morphing.
+    - A run in the middle of growing, at a resolution that both networks have. Nothing is moved; it
+      only ends at another resolution.
+    - Upwards, from the final resolution. The fade-in of the first new block begins at this nimg. In
+      the words of train.py's options: begin at the old resolution, "stabilize" it for all images
+      seen so far, then fade.
+    - Downwards: begin at the new resolution, and go on there for another stabilizing phase.
+    Upwards a new block is random here, so it is faded in, also in a run that grew by morphing.
     Units:  fade_kimg, learning_rate: tables, or None for the run's own. (In the middle of a run
-            that grows by morphing, fade_kimg is what stands in for its --morph-kimg.)
+            that grows by morphing, fade_kimg stands in for its --morph-kimg.)
     Errors: KeyError, TypeError, ValueError for options that train.py did not write.
     Proved: tests/test_convert_resolution.py::test_the_resumed_run_begins_with_the_fade_in,
-            ::test_a_run_in_the_middle_keeps_its_place
+            ::test_a_run_in_the_middle_keeps_its_place,
+            ::test_a_run_that_ended_in_a_fade_goes_on_with_it
     """
     nimg, now, phase = progress["nimg"], progress["resolution"], progress["phase"]
-    initial, alpha = options["initial_resolution"], progress["alpha"]
+    initial, alpha = run["initial_resolution"], progress["alpha"]
     if now is None:                                    # a run that was kept before its first step
         now, phase = initial, "stabilize"
     upwards = new > now == old and phase == "stabilize"
-    growth = "fade" if upwards else options.get("growth", "fade")
-    fades, stays = table_from(options[f"{growth}_kimg"]), table_from(options["stabilize_kimg"])
-    kimg, total = nimg / 1000, float(options["total_kimg"])
-    above = models.resolutions_up_to(new)[len(models.resolutions_up_to(min(now, new))):]
+    growth = "fade" if upwards else run.get("growth", "fade")
+    fades, stays = (options.read_table(run[key]) for key in (f"{growth}_kimg", "stabilize_kimg"))
+    kimg, total = nimg / 1000, float(run["total_kimg"])
+    above = [r for r in models.resolutions_up_to(new) if r > now]
     fades = from_here_on(fades, now, fade_kimg or fades)
 
     # Where the run stands (`now`) decides, not what its networks could do: a run towards 1024 px,
     # kept at 16 px and turned towards 256 px, has lost nothing that it had learned.
     if now > new or (now == new and phase == "stabilize"):                 # downwards
         # As long as at the old final resolution: entries below it may be what this program wrote.
-        initial, stays = new, {new: at(stays, old)}
+        initial, stays = new, options.Table({new: stays[old]})
         total = kimg + stays[new]
         now, phase, alpha = new, "stabilize", 1.0
     elif upwards:
-        initial, stays = old, {old: kimg, **{r: at(stays, r) for r in above}}
-        total = kimg + sum(at(fades, r) + stays[r] for r in above)
+        initial, stays = old, options.Table({old: kimg, **{r: stays[r] for r in above}})
+        total = kimg + sum(fades[r] + stays[r] for r in above)
         now, phase, alpha = 2 * old, "fade", 0.0
-        if round(1000 * at(fades, now)) == 0:          # a stage without length is left out
+        if round(1000 * fades[now]) == 0:              # a stage without length is left out
             phase, alpha = "stabilize", 1.0
     else:                                                                  # in the middle
         grown = [r for r in models.resolutions_up_to(new) if r >= initial]
-        total = max(total, sum(at(stays, r) for r in grown) + sum(at(fades, r) for r in grown[1:]))
+        total = max(total, sum(stays[r] for r in grown) + sum(fades[r] for r in grown[1:]))
 
-    options = {**options, "resolution": new, "initial_resolution": initial, "growth": growth,
-               f"{growth}_kimg": show(fades), "stabilize_kimg": show(stays), "total_kimg": total}
+    run = {**run, "resolution": new, "initial_resolution": initial, "growth": growth,
+           f"{growth}_kimg": options.show(fades), "stabilize_kimg": options.show(stays),
+           "total_kimg": total}
     if learning_rate is not None:
-        options["learning_rate"] = show(learning_rate)
+        run["learning_rate"] = options.show(learning_rate)
     # The sums since the last status line are those of another network by now.
     progress = {**progress, "resolution": now, "phase": phase, "alpha": alpha,
                 "steps_since_tick": 0, "sums": torch.zeros_like(progress["sums"])}
-    return options, progress
+    return run, progress
+
+
+def carry_run(path, checkpoint, result, schedule, networks, copied):
+    """Add to `result`, a new checkpoint, what train.py needs beside networks, if there is a run.
+
+    schedule: a function (options, progress) -> (options, progress) of the new run.
+    networks: {"generator": (old, new), "discriminator": (old, new)}, whose parameters Adam numbers.
+    copied:   {"generator": names, "discriminator": names}: the parameters that keep their moments.
+    Errors:   CheckpointError. `load_checkpoint` has looked at the networks only; what a file says
+              about its run may be anything, and is found out here.
+    """
+    if not checkpoints.resumable(checkpoint):
+        return
+    try:
+        run, result["progress"] = schedule(checkpoint["options"], checkpoint["progress"])
+        result["options"] = {**run, **result["settings"]}
+        for key, part in (("optimizer_g", "generator"), ("optimizer_d", "discriminator")):
+            result[key] = convert_adam(checkpoint[key], *networks[part], copied[part])
+        result["samples"] = convert_samples(checkpoint["samples"], result["settings"]["resolution"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise CheckpointError(f"{path}: what it says about its run is incomplete "
+                              f"({type(error).__name__}: {error})") from None
 
 
 # ==== Part 3: the proof =======================================================================
@@ -256,8 +258,9 @@ class Difference(NamedTuple):
 
     @property
     def good(self):
-        # Not exact: two roundings of 2^-24 each in a sum of two terms; 1e-6 leaves room for a
-        # convolution that adds in another order.
+        # Where it need not be 0 it was 0, too, wherever this was tried. But enlarging and averaging
+        # may hand a convolution its numbers in another order in memory, and a machine may add them
+        # in another order then. 1e-6 is some 17 roundings of 2^-24.
         return self.largest <= (0.0 if self.exact else 1e-6 * self.scale)
 
 
@@ -286,7 +289,10 @@ def compare_generators(name, old, new, z, shared):
 
 @torch.no_grad()
 def compare_discriminators(old, new, images, shared):
-    """A list of the `Difference`s of two discriminators' scores of `images`, of `shared` px."""
+    """A list of the `Difference`s of two discriminators' scores of `images`, of `shared` px.
+
+    At alpha 0 D halves an image before it looks at it; halving what was enlarged gives the image.
+    """
     scores = old(images)
     found = [difference(f"D, scores of {shared} px", scores, new(images), True)]
     if str(2 * shared) in new.blocks and shared == old.resolution:
@@ -305,8 +311,28 @@ def with_state(network, state):
 # ==== Part 4: the program =====================================================================
 
 
-def check_donor(path, donor, settings, new):
-    """Raise CheckpointError unless the donor's blocks fit onto a network with `settings`."""
+def check_settings(path, settings, new):
+    """Raise UserError unless there is a network of `new` px with these settings' widths."""
+    try:
+        models.resolutions_up_to(new)
+        models.channels_at(new, settings["channel_base"], settings["channel_max"])
+    except ValueError as error:
+        raise UserError(f"{path}: to {new} px: {error}") from None
+    if new == settings["resolution"]:
+        raise UserError(f"{path}: has {new} px already")
+
+
+def load_donor(path, settings, new):
+    """The donor's checkpoint, or {} if `path` is None. Adam's moments are left out, for memory.
+
+    Errors: UserError unless its blocks fit onto a network with `settings`.
+    """
+    if path is None:
+        return {}
+    if new < settings["resolution"]:
+        raise UserError(f"--donor: there is nothing to donate from {settings['resolution']} down "
+                        f"to {new} px")
+    donor = checkpoints.load_checkpoint(path)
     theirs = donor["settings"]
     if theirs["resolution"] < new:
         raise CheckpointError(f"{path}: a donor of {theirs['resolution']} px has no blocks for "
@@ -315,16 +341,17 @@ def check_donor(path, donor, settings, new):
         if theirs[key] != settings[key]:
             raise CheckpointError(f"{path}: a donor with {key} {theirs[key]} does not fit onto "
                                   f"a network with {settings[key]}")
+    return {key: value for key, value in donor.items() if not key.startswith("optimizer")}
 
 
 def check_out(out, inputs):
-    """Raise ValueError unless `out` can be written without loss."""
+    """Raise UserError unless `out` can be written without loss."""
     if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
-        raise ValueError(f"--out {out}: is what the conversion reads; name another file")
+        raise UserError(f"--out {out}: is what the conversion reads; name another file")
     if out.exists() or out.is_symlink():
-        raise ValueError(f"--out {out}: exists already; name another file, or delete it first")
+        raise UserError(f"--out {out}: exists already; name another file, or delete it first")
     if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
 
 
 def bytes_of(value):
@@ -356,15 +383,36 @@ def summary(name, parts, old, new):
     return line
 
 
-def parse_args(argv=None):
-    def table(text):
-        try:
-            return table_from(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f'{text!r} is neither a number nor a table like "4:128,8:64"') from None
+def write_converted(program, path, out, result, before, after, lines, wrong=None):
+    """The end of this program and of morph.py: write `result` to `out`, and say what was done.
 
-    parser = OneLineParser(
+    wrong:  what the proof found, a sentence, or None. Then nothing is written, and the exit code is
+            1: what was asked for was possible, and the program failed at it.
+    lines:  what to print once the file is there; before, after: the resolution of the files.
+    Errors: UserError if the disk has no room, before anything is written.
+    """
+    if wrong:
+        options.fail(program, f"{wrong}, so nothing was written", 1)
+    # The 2^20 are for names, numbers and what else torch.save writes beside the tensors.
+    needed, free = bytes_of(result) + 2 ** 20, shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise UserError(f"--out {out}: needs {needed / 1e6:.0f} MB, and the disk has "
+                        f"{free / 1e6:.0f} MB left")
+    checkpoints.save_checkpoint(out, result)
+    print("\n".join(lines))
+    print(f"{path}: {before} px, {path.stat().st_size / 1e6:.1f} MB -> {out}: {after} px, "
+          f"{out.stat().st_size / 1e6:.1f} MB")
+    if checkpoints.resumable(result):
+        progress = result["progress"]
+        print(f"python train.py --resume {out}\n  goes on at {progress['nimg'] / 1000:g} kimg, "
+              f"{progress['resolution']} px {progress['phase']}, and ends at "
+              f"{result['options']['total_kimg']:g} kimg (--total-kimg)")
+    else:
+        print("it holds networks to look at, and no run that train.py could resume")
+
+
+def parse_args(argv=None):
+    parser = options.OneLineParser(
         prog="convert_resolution.py", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Turn a checkpoint into one of another resolution, larger or smaller, ready\n"
                     "for python train.py --resume.",
@@ -372,8 +420,9 @@ def parse_args(argv=None):
                "the new network makes exactly the old one's pictures. Downwards, it goes on at\n"
                "the new resolution. Options of train.py can be given when resuming, for instance\n"
                "--data, --batch or --total-kimg.")
+    table = options.table_of(float)
     parser.add_argument("model", metavar="MODEL", type=pathlib.Path, help="the checkpoint")
-    parser.add_argument("resolution", metavar="R", type=number_from(1),
+    parser.add_argument("resolution", metavar="R", type=options.number_from(1),
                         help="the new final side in pixels, a power of two")
     parser.add_argument("--donor", metavar="MODEL", type=pathlib.Path,
                         help="take the new blocks from this checkpoint, of R px or more and with "
@@ -384,7 +433,7 @@ def parse_args(argv=None):
                         help="of the resumed run (default: as before)")
     parser.add_argument("--fade-kimg", metavar="TABLE", type=table,
                         help="thousands of images to fade each new block in (default: as before)")
-    parser.add_argument("--seed", metavar="N", type=number_from(0), default=0,
+    parser.add_argument("--seed", metavar="N", type=options.number_from(0), default=0,
                         help="for the new blocks (default 0)")
     parser.add_argument("--out", metavar="PATH", type=pathlib.Path,
                         help="the new checkpoint; must not exist (default MODEL-to-R.pt)")
@@ -393,119 +442,70 @@ def parse_args(argv=None):
 
 def main(argv=None):
     """Load, convert, prove, write. Returns the exit code."""
-    options = parse_args(argv)
-    path, new = options.model, options.resolution
-    out = options.out or path.with_name(f"{path.stem}-to-{new}.pt")
-    try:
-        # ---- 1. What is there, and can it be done? ----
-        try:
-            models.resolutions_up_to(new)
-        except ValueError as error:
-            raise ValueError(f"{new}: {error}") from None
-        check_out(out, [path] + ([options.donor] if options.donor else []))
-        checkpoint = models.load_checkpoint(path)
-        settings = checkpoint["settings"]
-        old = settings["resolution"]
-        if new == old:
-            raise CheckpointError(f"{path}: has {old} px already")
-        if options.donor is not None and new < old:
-            raise ValueError(f"--donor: there is nothing to donate from {old} down to {new} px")
-        new_settings = {**settings, "resolution": new}
-        donor = {}
-        if options.donor is not None:
-            donor = models.load_checkpoint(options.donor)
-            check_donor(options.donor, donor, settings, new)
-            donor.pop("optimizer_g", None), donor.pop("optimizer_d", None)         # memory
-        try:
-            models.channels_at(new, settings["channel_base"], settings["channel_max"])
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from None
+    typed = parse_args(argv)
+    path, new, keep = typed.model, typed.resolution, typed.discriminator == "keep"
+    out = typed.out or path.with_name(f"{path.stem}-to-{new}.pt")
 
-        # ---- 2. The networks: G and its average, which get the same new blocks, and D ----
-        # An average of a block that has not made a step is the block. One G and one old_G serve for
-        # both in turn, since a network of the paper's widths takes 100 MB.
-        shared = min(old, new)
-        torch.manual_seed(options.seed)
-        G, old_G = models.make_generator(new_settings), models.make_generator(settings)
-        wanted = G.state_dict()
-        result, copied, lines, differences, images = {"settings": new_settings}, {}, [], [], []
-        z = torch.randn(1, settings["latent_dim"])
-        for part, name in (("generator", "G"), ("generator_ema", "G_ema")):
-            if part not in checkpoint:
-                continue
-            given = donor.get(part, donor.get("generator_ema"))
-            state, parts = convert_state(checkpoint[part], wanted, shared, given)
-            result[part], copied[part] = state, set(parts.copied)
-            wanted = state             # the same new blocks again; what else was drawn is let go
-            lines.append(summary(name, parts, checkpoint[part], state))
-            with_state(old_G, checkpoint[part]), with_state(G, state)
-            image, found = compare_generators(name, old_G, G, z, shared)
-            images.append(image)
-            differences += found
-        if "discriminator" in checkpoint:
-            D = models.make_discriminator(new_settings)
-            old_D = models.make_discriminator(settings)
-            keep = options.discriminator == "keep"
-            state, parts = convert_state(checkpoint["discriminator"], D.state_dict(),
-                                         shared if keep else -1,
-                                         donor.get("discriminator") if keep else None)
-            result["discriminator"], copied["discriminator"] = state, set(parts.copied)
-            lines.append(summary("D", parts, checkpoint["discriminator"], state))
-            with_state(old_D, checkpoint["discriminator"]), with_state(D, state)
-            # D sees the images of G and of its average as one batch, for its minibatch stddev.
-            if keep:
-                differences += compare_discriminators(old_D, D, torch.cat(images), shared)
-        donor = None                                           # its lower blocks are not needed
+    # ---- 1. What is there, and can it be done? ----
+    check_out(out, [path] + ([typed.donor] if typed.donor else []))
+    checkpoint = checkpoints.load_checkpoint(path)
+    settings = checkpoint["settings"]
+    old = settings["resolution"]
+    check_settings(path, settings, new)
+    donor = load_donor(typed.donor, settings, new)
+    new_settings, shared = {**settings, "resolution": new}, min(old, new)
 
-        # ---- 3. What a run needs beside its networks ----
-        resumable = {"options", "progress", "optimizer_g", "optimizer_d", "generator",
-                     "discriminator", "samples"} <= set(checkpoint)
-        if resumable:
-            try:
-                result["options"], result["progress"] = convert_schedule(
-                    checkpoint["options"], checkpoint["progress"], old, new, options.fade_kimg,
-                    options.learning_rate)
-                result["options"].update(new_settings)
-                for key, network, before, part in (
-                        ("optimizer_g", G, old_G, "generator"),
-                        ("optimizer_d", D, old_D, "discriminator")):
-                    result[key] = convert_adam(checkpoint[key], before, network, copied[part])
-                result["samples"] = convert_samples(checkpoint["samples"], new)
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-                raise CheckpointError(f"{path}: what it says about its run is incomplete "
-                                      f"({type(error).__name__}: {error})") from None
+    # ---- 2. The networks: G and its average, which get the same new blocks, and D ----
+    # An average of a block that has not made a step is the block. One G and one old_G serve for
+    # both in turn, which saves the memory of a second pair.
+    torch.manual_seed(typed.seed)
+    G, old_G = models.make_generator(new_settings), models.make_generator(settings)
+    wanted, networks = G.state_dict(), {"generator": (old_G, G)}
+    result, copied, lines, differences, images = {"settings": new_settings}, {}, [], [], []
+    z = torch.randn(1, settings["latent_dim"])
+    for part, name in (("generator", "G"), ("generator_ema", "G_ema")):
+        if part not in checkpoint:
+            continue
+        state, parts = convert_state(checkpoint[part], wanted, shared,
+                                     donor.get(part, donor.get("generator_ema")))
+        result[part], copied[part] = state, set(parts.copied)
+        wanted = state                 # the same new blocks again; what else was drawn is let go
+        lines.append(summary(name, parts, checkpoint[part], state))
+        with_state(old_G, checkpoint[part]), with_state(G, state)
+        image, found = compare_generators(name, old_G, G, z, shared)
+        images.append(image)
+        differences += found
+    if "discriminator" in checkpoint:
+        D, old_D = models.make_discriminator(new_settings), models.make_discriminator(settings)
+        networks["discriminator"] = old_D, D
+        state, parts = convert_state(checkpoint["discriminator"], D.state_dict(),
+                                     shared if keep else -1,
+                                     donor.get("discriminator") if keep else None)
+        result["discriminator"], copied["discriminator"] = state, set(parts.copied)
+        lines.append(summary("D", parts, checkpoint["discriminator"], state))
+        with_state(old_D, checkpoint["discriminator"]), with_state(D, state)
+        # D sees the images of G and of its average as one batch, for its minibatch stddev.
+        if keep:
+            differences += compare_discriminators(old_D, D, torch.cat(images), shared)
 
-        # ---- 4. The proof, before anything is written ----
-        before, needed = path.stat().st_size, bytes_of(result) + 2 ** 20
-        for found in differences:
-            if not found.good:
-                fail(f"{found.what} differ by {found.largest:.2g} of {found.scale:.2g}: the "
-                     f"conversion would change the networks, so nothing was written", 1)
-        free = shutil.disk_usage(out.parent).free
-        if free < needed:
-            raise ValueError(f"--out {out}: needs {needed / 1e6:.0f} MB, and the disk has "
-                             f"{free / 1e6:.0f} MB left")
-        models.save_checkpoint(out, result)
-    except (ValueError, OSError, RuntimeError) as error:   # torch: a full disk is a RuntimeError
-        fail(error)
+    # ---- 3. What a run needs beside its networks ----
+    carry_run(path, checkpoint, result,
+              lambda run, progress: convert_schedule(run, progress, old, new, typed.fade_kimg,
+                                                     typed.learning_rate),
+              networks, copied)
 
-    print("\n".join(lines))
-    print("largest difference, before to after:")
-    for found in differences:
-        print(f"  {found.what}: {found.largest:.3g} (largest value {found.scale:.3g})")
-    if "discriminator" in checkpoint and options.discriminator == "fresh":
-        print("  D: fresh, nothing to compare")
-    print(f"{path}: {old} px, {before / 1e6:.1f} MB -> {out}: {new} px, "
-          f"{out.stat().st_size / 1e6:.1f} MB")
-    if resumable:
-        progress = result["progress"]
-        print(f"python train.py --resume {out}\n  goes on at {progress['nimg'] / 1000:g} kimg, "
-              f"{progress['resolution']} px {progress['phase']}, and ends at "
-              f"{result['options']['total_kimg']:g} kimg (--total-kimg)")
-    else:
-        print("it holds networks to look at, and no run that train.py could resume")
+    # ---- 4. The proof, before anything is written ----
+    wrong = next((f"{found.what} differ by {found.largest:.2g} of {found.scale:.2g}: the "
+                  f"conversion would change the networks"
+                  for found in differences if not found.good), None)
+    lines.append("largest difference, before to after:")
+    lines += [f"  {found.what}: {found.largest:.3g} (largest value {found.scale:.3g})"
+              for found in differences]
+    if not keep and "discriminator" in checkpoint:
+        lines.append("  D: fresh, nothing to compare")
+    write_converted("convert_resolution.py", path, out, result, old, new, lines, wrong)
     return 0
 
 
 if __name__ == "__main__":
-    models.start(main, fail, "stopped; nothing was written")
+    options.start(main, "convert_resolution.py", "stopped; nothing was written")

@@ -1,4 +1,4 @@
-"""morph.py: growing by network morphism.   (6th in the reading order)
+"""morph.py: growing by network morphism.   (7th in the reading order)
 
     python morph.py small.pt                       one doubling: writes small-morphed.pt
     python train.py --resume small-morphed.pt      goes on from there
@@ -12,9 +12,8 @@ Letters: N images in the batch; C channels (of the new block), I in, O out of a 
          new resolution, twice the old; t = 1 - alpha how linear the new block still is.
 
 When a progressive GAN doubles its resolution, the new block is random, and is faded in beside the
-old way out over 600,000 images: long, because for most of that time two networks are trained of
-which one is going to be thrown away. A network morphism asks for less patience. It builds the new
-block such that the larger network computes WHAT THE OLD ONE DID, and only then lets go:
+old way out: over 600,000 images in the official code. A network morphism builds the new block such
+that the larger network computes WHAT THE OLD ONE DID, and only then lets go:
 
     old G   ... block --> to_rgb
     new G   ... block --> conv0 (doubles) --> conv1 --> to_rgb
@@ -22,19 +21,17 @@ block such that the larger network computes WHAT THE OLD ONE DID, and only then 
     new D   from_rgb --> conv0 --> conv1 (halves)      --> lrelu --> ...
 
 That can only be exact if what stands between the convolutions is nothing. So each nonlinear step of
-the new block (noise, leaky ReLU, AdaIN) is blended with the identity, t x + (1 - t) nonlinear(x)
-(`soften` in stylegan_models.py), and t goes from 1 to 0 over --morph-kimg. At t = 0 the block is an
-ordinary one; no trace of how it was made remains in the network.
+the new block (noise, leaky ReLU, AdaIN) is blended with the identity, t x + (1 - t) nonlinear(x),
+and t goes from 1 to 0 over --morph-kimg. At t = 0 the block is an ordinary one; no trace of how it
+was made remains in the network.
 Proved: tests/test_morph.py::test_at_the_end_it_is_an_ordinary_block
 
 The last leaky ReLU of D's new block is not blended. It is the old from_rgb's and was there before.
 """
 
 import argparse
-import functools
 import math
 import pathlib
-import shutil
 
 import numpy as np
 import torch
@@ -42,10 +39,8 @@ import torch.nn.functional as F
 
 import convert_resolution as convert
 import stylegan_models as models
-from stylegan_layers import blur
-from stylegan_models import CheckpointError, OneLineParser, number_from
-
-fail = functools.partial(models.fail, "morph.py")
+from stylegan_layers import blur, leaky_relu
+from workshop import checkpoints, machine, options
 
 # [MACHINE] 2 CPU cores, 512 to 1024 px at the paper's widths: 26 s and 2.9 GB of memory (measured).
 #           No GPU is used.
@@ -186,14 +181,6 @@ def set_layer(layer, weight, bias=None):
                          else bias.to(layer.bias.dtype))
 
 
-def check_width(channels, resolution):
-    """Raise ValueError if three colours leave nothing free."""
-    if channels < 4:
-        raise ValueError(f"a block of {resolution} px with {channels} channels has no room beside "
-                         f"the three colours; morphing needs at least 4 (--channel-base "
-                         f"{2 * resolution} or more)")
-
-
 def grow_generator(networks, resolution, rng):
     """Give generators their block of `resolution`, in which they make the same pictures as before.
 
@@ -203,14 +190,14 @@ def grow_generator(networks, resolution, rng):
             that is subtracted is what stands beyond the border.
     Changes: conv0, conv1, to_rgb and the styles of that resolution. The first network's styles and
             noise strengths, which t = 1 does not see, are given to all.
-    Errors: ValueError for fewer than 4 channels.
+    Errors: UserError for fewer than 4 channels.
     Proved: tests/test_morph.py::test_the_new_generator_makes_the_old_images
     """
     now, before = str(resolution), str(resolution // 2)
     first = networks[0].synthesis
     block = first.blocks[now]
     channels = block.conv0.weight.shape[0]
-    check_width(channels, resolution)
+    options.check_morph_width(channels, resolution)
 
     def product(network):                                                  # [3, I, 3, 3]
         return run_time_weight(network.synthesis.to_rgb[before]) * unblur_kernel()
@@ -262,9 +249,9 @@ def fit_styles(G, resolution, rng):
         if layer == 1:
             x = block.conv1(x)
             ordinary = block.conv1(block.adain0(
-                models.leaky_relu(block.noise0(ordinary, "const")), w))
+                leaky_relu(block.noise0(ordinary, "const")), w))
             noise = block.noise1
-        return x, F.instance_norm(models.leaky_relu(noise(ordinary, "const")))
+        return x, F.instance_norm(leaky_relu(noise(ordinary, "const")))
 
     for layer, adain in enumerate((block.adain0, block.adain1)):
         wanted = []                                                        # [n, 2C] in the end
@@ -293,13 +280,13 @@ def grow_discriminator(D, resolution, rng):
     """Give D its block of `resolution`: the score of a picture is the old one's of reduce(picture).
 
     Changes: from_rgb, conv0 and conv1 of that resolution. The old from_rgb's bias becomes conv1's.
-    Errors: ValueError for fewer than 4 channels.
+    Errors: UserError for fewer than 4 channels.
     Proved: tests/test_morph.py::test_the_new_discriminator_gives_the_old_scores
     """
     from_rgb, block = D.from_rgb[str(resolution)], D.blocks[str(resolution)]
     old = D.from_rgb[str(resolution // 2)]
     channels = from_rgb.weight.shape[0]
-    check_width(channels, resolution)
+    options.check_morph_width(channels, resolution)
     # Transposed, [3, C]; the length is that of a from_rgb that was just drawn.
     A = orthonormal(3, channels, rng) * from_rgb.weight_scale * math.sqrt(channels)
     product = (run_time_weight(old) * unblur_kernel()).transpose(0, 1)     # [3, O, 3, 3]
@@ -323,7 +310,7 @@ def grow(G, G_ema, D, resolution, seed):
     How:    a function of the weights and of (seed, resolution), so that a resumed run does the
             same. The algebra is done on the CPU, in float64, and takes no time to speak of.
     """
-    # A stream that no step of train.py draws from (see seed_step there).
+    # A stream that no step of train.py draws from (`draw_z` in workshop/machine.py).
     numbers = np.random.SeedSequence([seed, resolution, 2 ** 32]).generate_state(1, np.uint64)
     rng = torch.Generator().manual_seed(int(numbers[0]))
     grow_generator([network for network in (G, G_ema) if network is not None], resolution, rng)
@@ -331,7 +318,83 @@ def grow(G, G_ema, D, resolution, seed):
         grow_discriminator(D, resolution, rng)
 
 
-# ==== Part 3: the proof =======================================================================
+# ==== Part 3: being young =====================================================================
+#
+# While a block is young, another one stands in its place: with the same weights, under the same
+# name, but with a forward pass in which each nonlinear step is softened. stylegan_models.py knows
+# nothing of it.
+
+
+def soften(x, nonlinear, alpha):
+    """t x + (1 - t) nonlinear(x) with t = 1 - alpha: of a nonlinear step, only so much of it.
+
+    Paper:  Wei et al. 2016, section 3, who call it a parametric activation.
+    """
+    return torch.lerp(x, nonlinear(x), alpha)
+
+
+class YoungSynthesisBlock(models.SynthesisBlock):
+    """Softens noise, leaky ReLU and AdaIN; at alpha 0 both convolutions are left, nothing else."""
+
+    def forward(self, x, ws, noise_mode):
+        x = self.conv0(x)
+        x = soften(x, lambda x: self.noise0(x, noise_mode), self.alpha)
+        x = soften(x, leaky_relu, self.alpha)
+        x = soften(x, lambda x: self.adain0(x, ws[:, 0]), self.alpha)
+        x = self.conv1(x)
+        x = soften(x, lambda x: self.noise1(x, noise_mode), self.alpha)
+        x = soften(x, leaky_relu, self.alpha)
+        return soften(x, lambda x: self.adain1(x, ws[:, 1]), self.alpha)
+
+
+class YoungFromRGB(models.FromRGB):
+    """Softens its leaky ReLU."""
+
+    def forward(self, images):
+        return soften(models.EqualizedConv2d.forward(self, images), leaky_relu, self.alpha)
+
+
+class YoungDiscriminatorBlock(models.DiscriminatorBlock):
+    """Softens the first leaky ReLU. The last one is that of the from_rgb whose place it takes."""
+
+    def forward(self, x):
+        x = soften(self.conv0(x), leaky_relu, self.alpha)
+        return leaky_relu(self.conv1(x))
+
+
+def ripen(alpha, resolution, *networks):
+    """Give the blocks of `resolution` the age alpha: young ones below 1, ordinary ones at 1.
+
+    Returns 1.0, the alpha that is left for the networks themselves: there is nothing to be faded.
+    networks: of G, G_ema and D. The blocks at 4x4 were there from the start and are never young.
+    Proved: tests/test_morph.py::test_a_young_block_shares_weights_and_names
+    """
+    for network in networks:
+        if isinstance(network, models.Discriminator):
+            places = ((network.from_rgb, YoungFromRGB), (network.blocks, YoungDiscriminatorBlock))
+        else:
+            places = ((network.synthesis.blocks, YoungSynthesisBlock),)
+        for blocks, kind in places:
+            for key, block in blocks.items():
+                if isinstance(block, kind):
+                    blocks[key] = block.ordinary       # also one that was young before this one
+            if alpha < 1 and resolution > 4:
+                key = str(resolution)
+                blocks[key] = stand_in(blocks[key], kind)
+                blocks[key].alpha = alpha
+    return 1.0
+
+
+def stand_in(block, kind):
+    """A block of the class `kind` that shares all weights with `block` and remembers it."""
+    young = kind.__new__(kind)
+    # What torch.compile made of `block` is not the forward pass of a young one. `ordinary` is put
+    # past torch's bookkeeping, which would take it for a part and list its weights twice.
+    young.__dict__.update(block.__dict__, ordinary=block, _compiled_call_impl=None)
+    return young
+
+
+# ==== Part 4: the proof =======================================================================
 #
 # As in convert_resolution.py, the program measures what it claims before it writes. The algebra is
 # exact; float32 rounds. The colours are small sums of large hidden numbers, so the error is larger
@@ -348,31 +411,33 @@ def relative(new, old):
 
 @torch.no_grad()
 def compare(old, new, z, resolution):
-    """[(what, relative error)] of (G, G_ema, D) triples, before and after growing to `resolution`.
+    """[(what, relative error)] of networks by their part's name, before and after growing.
 
     Pictures for D: those of the new G, and white noise, which has details of every size.
     Proved: tests/test_morph.py::test_the_program_proves_it_before_it_writes
     """
     found, pictures = [], [torch.rand(2, 3, resolution, resolution) * 2 - 1]
-    for name, before, after in zip(("G, images", "G_ema, images"), old[:2], new[:2]):
-        if before is not None:
-            layer = before.synthesis.to_rgb[str(resolution // 2)]
+    ripen(0.0, resolution, *new.values())
+    for name, part in (("G, images", "generator"), ("G_ema, images", "generator_ema")):
+        if part in old:
+            layer = old[part].synthesis.to_rgb[str(resolution // 2)]
             bias = layer.bias[:, None, None]
-            images = enlarge(before(z, noise_mode="const", resolution=resolution // 2) - bias)
-            ours = after(z, noise_mode="const", resolution=resolution, alpha=0.0)
+            images = enlarge(old[part](z, noise_mode="const", resolution=resolution // 2) - bias)
+            ours = new[part](z, noise_mode="const", resolution=resolution)
             found.append((name, relative(ours, images + bias)))
             pictures.append(ours)
-    if old[2] is not None:
+    if "discriminator" in old:
         pictures = torch.cat(pictures)
-        found.append(("D, scores", relative(new[2](pictures, alpha=0.0),
-                                            old[2](reduce(pictures)))))
+        found.append(("D, scores", relative(new["discriminator"](pictures),
+                                            old["discriminator"](reduce(pictures)))))
+    ripen(1.0, resolution, *new.values())
     return found
 
 
-# ==== Part 4: the program =====================================================================
+# ==== Part 5: the program =====================================================================
 
 
-def morph_schedule(options, progress, now, final, morph_kimg=None):
+def morph_schedule(run, progress, now, final, morph_kimg=None):
     """(options, progress) with which train.py goes on with the first step of the new block.
 
     The schedule is put around the clock as convert_resolution.py does it: begin at the resolution
@@ -380,19 +445,19 @@ def morph_schedule(options, progress, now, final, morph_kimg=None):
     Errors: KeyError, TypeError, ValueError for options that train.py did not write.
     Proved: tests/test_morph.py::test_train_goes_on_with_what_morph_wrote
     """
-    stays = convert.table_from(options["stabilize_kimg"])
-    morphs = morph_kimg or convert.table_from(options.get("morph_kimg", "20"))
+    stays = options.read_table(run["stabilize_kimg"])
+    morphs = morph_kimg or options.read_table(run.get("morph_kimg", "20"))
     kimg = progress["nimg"] / 1000
     above = [r for r in models.resolutions_up_to(final) if r > now]
-    stays = {now: kimg, **{r: convert.at(stays, r) for r in above}}
-    total = kimg + sum(convert.at(morphs, r) + stays[r] for r in above)
-    options = {**options, "growth": "morph", "resolution": final, "initial_resolution": now,
-               "stabilize_kimg": convert.show(stays), "morph_kimg": convert.show(morphs),
-               "total_kimg": max(total, float(options["total_kimg"]))}
-    phase, alpha = ("morph", 0.0) if convert.at(morphs, 2 * now) > 0 else ("stabilize", 1.0)
+    stays = options.Table({now: kimg, **{r: stays[r] for r in above}})
+    total = kimg + sum(morphs[r] + stays[r] for r in above)
+    run = {**run, "growth": "morph", "resolution": final, "initial_resolution": now,
+           "stabilize_kimg": options.show(stays), "morph_kimg": options.show(morphs),
+           "total_kimg": max(total, float(run["total_kimg"]))}
+    phase, alpha = ("morph", 0.0) if morphs[2 * now] > 0 else ("stabilize", 1.0)
     progress = {**progress, "resolution": 2 * now, "phase": phase, "alpha": alpha,
                 "steps_since_tick": 0, "sums": torch.zeros_like(progress["sums"])}
-    return options, progress
+    return run, progress
 
 
 def where_it_stands(path, checkpoint):
@@ -406,24 +471,18 @@ def where_it_stands(path, checkpoint):
         if now is None:                                # a run that was kept before its first step
             now, phase = checkpoint["options"]["initial_resolution"], "stabilize"
         if now not in models.resolutions_up_to(top):
-            raise ValueError("resolution")
-        if phase != "stabilize":
-            raise CheckpointError(f"{path}: the block of {now} px is itself still growing (alpha "
-                                  f"{alpha:.2f}); train on until it has settled")
+            raise KeyError("resolution")
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: its progress is incomplete ({error})") from None
+        raise checkpoints.CheckpointError(f"{path}: its progress is incomplete ({error})") from None
+    if phase != "stabilize":
+        raise checkpoints.CheckpointError(
+            f"{path}: the block of {now} px is itself still growing (alpha {alpha:.2f}); train on "
+            f"until it has settled")
     return now
 
 
 def parse_args(argv=None):
-    def table(text):
-        try:
-            return convert.table_from(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f'{text!r} is neither a number nor a table like "4:128,8:64"') from None
-
-    parser = OneLineParser(
+    parser = options.OneLineParser(
         prog="morph.py", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Double the resolution of a checkpoint without changing what it does: the new\n"
                     "block begins linear and becomes an ordinary one in the course of training.",
@@ -431,10 +490,10 @@ def parse_args(argv=None):
                "finished one the final resolution is doubled. Either way python train.py --resume\n"
                "goes on, and grows by morphing from then on.")
     parser.add_argument("model", metavar="MODEL", type=pathlib.Path, help="the checkpoint")
-    parser.add_argument("--morph-kimg", metavar="TABLE", type=table,
+    parser.add_argument("--morph-kimg", metavar="TABLE", type=options.table_of(float),
                         help="thousands of images until a block is an ordinary one (default: that "
                              "of the run, usually 20)")
-    parser.add_argument("--seed", metavar="N", type=number_from(0),
+    parser.add_argument("--seed", metavar="N", type=options.number_from(0),
                         help="for the new block (default: that of the run)")
     parser.add_argument("--out", metavar="PATH", type=pathlib.Path,
                         help="the new checkpoint; must not exist (default MODEL-morphed.pt)")
@@ -443,95 +502,63 @@ def parse_args(argv=None):
 
 def main(argv=None):
     """Load, grow, prove, write. Returns the exit code."""
-    options = parse_args(argv)
-    path = options.model
-    out = options.out or path.with_name(f"{path.stem}-morphed.pt")
+    typed = parse_args(argv)
+    path = typed.model
+    out = typed.out or path.with_name(f"{path.stem}-morphed.pt")
+
+    # ---- 1. What is there? ----
+    convert.check_out(out, [path])
+    checkpoint = checkpoints.load_checkpoint(path)
+    settings = checkpoint["settings"]
+    now = where_it_stands(path, checkpoint)
+    final = max(2 * now, settings["resolution"])
+    new_settings = {**settings, "resolution": final}
+    seed = typed.seed if typed.seed is not None else int(
+        checkpoint.get("options", {}).get("seed", 0))
     try:
-        # ---- 1. What is there? ----
-        convert.check_out(out, [path])
-        checkpoint = models.load_checkpoint(path)
-        settings = checkpoint["settings"]
-        now = where_it_stands(path, checkpoint)
-        final = max(2 * now, settings["resolution"])
-        new_settings = {**settings, "resolution": final}
-        run = checkpoint.get("options", {})
-        seed = options.seed if options.seed is not None else int(run.get("seed", 0))
-        try:
-            check_width(models.channels_at(2 * now, settings["channel_base"],
-                                           settings["channel_max"]), 2 * now)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from None
+        options.check_morph_width(models.channels_at(
+            2 * now, settings["channel_base"], settings["channel_max"]), 2 * now)
+    except ValueError as error:
+        raise checkpoints.CheckpointError(f"{path}: {error}") from None
 
-        # ---- 2. The networks, with everything that they had, and then the new block ----
-        torch.manual_seed(seed)
-        old, new, result, lines, copied = [], [], {"settings": new_settings}, [], {}
-        for part, name, make in (("generator", "G", models.make_generator),
-                                 ("generator_ema", "G_ema", models.make_generator),
-                                 ("discriminator", "D", models.make_discriminator)):
-            if part not in checkpoint:
-                old.append(None), new.append(None)
-                continue
-            state, parts = convert.convert_state(checkpoint[part], make(new_settings).state_dict(),
-                                                 now)
-            lines.append(convert.summary(name, parts, checkpoint[part], state))
-            copied[part] = set(parts.copied)
-            for networks, values, kind in ((old, checkpoint[part], settings),
-                                           (new, state, new_settings)):
-                # channels_last, as in train.py: sums in the same order, so the same bits.
-                network = make(kind).to(memory_format=torch.channels_last)
-                network.load_state_dict(values)
-                networks.append(network.eval().requires_grad_(False))
-            getattr(new[-1], "synthesis", new[-1]).growth = "morph"
-        grow(*new, 2 * now, seed)
-        for part, network in zip(("generator", "generator_ema", "discriminator"), new):
-            if network is not None:
-                result[part] = network.state_dict()
+    # ---- 2. The networks, with everything that they had, and then the new block ----
+    torch.manual_seed(seed)
+    old, new, result, lines, copied = {}, {}, {"settings": new_settings}, [], {}
+    for part, name, make in (("generator", "G", models.make_generator),
+                             ("generator_ema", "G_ema", models.make_generator),
+                             ("discriminator", "D", models.make_discriminator)):
+        if part not in checkpoint:
+            continue
+        state, parts = convert.convert_state(checkpoint[part], make(new_settings).state_dict(), now)
+        lines.append(convert.summary(name, parts, checkpoint[part], state))
+        copied[part] = set(parts.copied)
+        for networks, values, kind in ((old, checkpoint[part], settings),
+                                       (new, state, new_settings)):
+            # In the memory format of train.py: sums in the same order, so the same bits.
+            networks[part] = machine.place(make(kind), torch.device("cpu"))
+            networks[part].load_state_dict(values)
+            networks[part].eval().requires_grad_(False)
+    grow(new.get("generator"), new["generator_ema"], new.get("discriminator"), 2 * now, seed)
+    for part, network in new.items():
+        result[part] = network.state_dict()
 
-        # ---- 3. What a run needs beside its networks ----
-        resumable = {"options", "progress", "optimizer_g", "optimizer_d", "generator",
-                     "discriminator", "samples"} <= set(checkpoint)
-        if resumable:
-            try:
-                result["options"], result["progress"] = morph_schedule(
-                    run, checkpoint["progress"], now, final, options.morph_kimg)
-                for key, number, part in (("optimizer_g", 0, "generator"),
-                                          ("optimizer_d", 2, "discriminator")):
-                    result[key] = convert.convert_adam(checkpoint[key], old[number], new[number],
-                                                       copied[part])
-                result["samples"] = convert.convert_samples(checkpoint["samples"], final)
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-                raise CheckpointError(f"{path}: what it says about its run is incomplete "
-                                      f"({type(error).__name__}: {error})") from None
+    # ---- 3. What a run needs beside its networks ----
+    convert.carry_run(
+        path, checkpoint, result,
+        lambda run, progress: morph_schedule(run, progress, now, final, typed.morph_kimg),
+        {part: (old[part], new[part]) for part in ("generator", "discriminator") if part in new},
+        copied)
 
-        # ---- 4. The proof, before anything is written ----
-        found = compare(old, new, torch.randn(1, settings["latent_dim"]), 2 * now)
-        for what, error in found:
-            if not error < TOLERANCE:
-                fail(f"{what}: a relative difference of {error:.2g}, more than {TOLERANCE:g}: the "
-                     f"new block would change the network, so nothing was written", 1)
-        needed, free = convert.bytes_of(result) + 2 ** 20, shutil.disk_usage(out.parent).free
-        if free < needed:
-            raise ValueError(f"--out {out}: needs {needed / 1e6:.0f} MB, and the disk has "
-                             f"{free / 1e6:.0f} MB left")
-        print("\n".join(lines))
-        print(f"relative difference, {now} px before to {2 * now} px after (t = 1):")
-        for what, error in found:
-            print(f"  {what}: {error:.2g}")
-        models.save_checkpoint(out, result)
-    except (ValueError, OSError, RuntimeError) as error:   # torch: a full disk is a RuntimeError
-        fail(error)
-
-    print(f"{path}: {now} px, {path.stat().st_size / 1e6:.1f} MB -> {out}: {2 * now} px, "
-          f"{out.stat().st_size / 1e6:.1f} MB")
-    if resumable:
-        progress = result["progress"]
-        print(f"python train.py --resume {out}\n  goes on at {progress['nimg'] / 1000:g} kimg, "
-              f"{progress['resolution']} px {progress['phase']}, and ends at "
-              f"{result['options']['total_kimg']:g} kimg (--total-kimg)")
-    else:
-        print("it holds networks to look at, and no run that train.py could resume")
+    # ---- 4. The proof, before anything is written ----
+    found = compare(old, new, torch.randn(1, settings["latent_dim"]), 2 * now)
+    wrong = next((f"{what}: a relative difference of {error:.2g}, more than {TOLERANCE:g}: the new "
+                  f"block would change the network"
+                  for what, error in found if not error < TOLERANCE), None)
+    lines.append(f"relative difference, {now} px before to {2 * now} px after (t = 1):")
+    lines += [f"  {what}: {error:.2g}" for what, error in found]
+    convert.write_converted("morph.py", path, out, result, now, 2 * now, lines, wrong)
     return 0
 
 
 if __name__ == "__main__":
-    models.start(main, fail, "stopped; nothing was written")
+    options.start(main, "morph.py", "stopped; nothing was written")

@@ -1,39 +1,45 @@
-"""stylegan_models.py: the three networks of a StyleGAN, and how they are saved and loaded.   (3rd)
+"""stylegan_models.py: the networks of a StyleGAN.   (4th in the reading order)
 
-Read before: train.py, stylegan_dataloader.py.     Read next: stylegan_layers.py, the parts.
-Paper:   Karras et al. 2019 (arXiv 1812.04948), section 2, figure 1b and appendix C; growing:
-         Karras et al. 2018, "ProGAN" (arXiv 1710.10196), section 2 and appendix A.
+Read before: train.py, stylegan_losses.py.     Read next: stylegan_layers.py, the parts.
+Paper:   Karras et al. 2019, "StyleGAN" (arXiv 1812.04948), section 2, figure 1b and appendix C;
+         growing: Karras et al. 2018, "ProGAN" (arXiv 1710.10196), section 2 and appendix A.
 Needs:   torch, any device. Importing this file reads no file, no argv, no clock.
 Letters: N images in the batch; K styles mixed in one image; L style layers; S size of w;
          C channels; R rows = columns of pixels. Images lie in [-1, 1]; z is standard normal.
 
               z [N, latent]                          images [N, 3, R, R]
-                   | mapping                              | from_rgb
+                   | MappingNetwork                       | FromRGB
               w [N, S]                               blocks R, R/2, ... 8    (halve the resolution)
                    | style mixing, truncation             |
               ws [N, L, S]                           block 4: how varied is the batch?
-                   | synthesis: blocks 4, 8, ... R        |
+                   | SynthesisNetwork: blocks 4 .. R      |
                    | to_rgb                          score [N, 1]: high: looks real
               images [N, 3, R, R]
+
+The letters of figure 1 and their classes: f MappingNetwork; A `AdaIN.style`; B NoiseInput; AdaIN;
+"Const 4x4x512" LearnedConstant; g SynthesisNetwork, each grey box of it a SynthesisBlock. Table 1
+builds this network out of ProGAN's step by step. FID (evaluate.py) says how far the images are from
+real ones, here from the paper, on FFHQ:
+
+    A  Progressive GAN                              8.04
+    B  tuned; bilinear up- and downsampling         5.25   blur-in-conv in stylegan_layers.py
+    C  mapping network and styles                   4.85   MappingNetwork, AdaIN
+    D  no z at the input                            4.88   LearnedConstant
+    E  noise inputs                                 4.42   NoiseInput
+    F  style mixing: this network                   4.40   StyleMixer in stylegan_dataloader.py
 
 A block is named by its resolution, never counted from the top: `synthesis.blocks.64.conv0.weight`
 means the same in a 64 px network and in a 1024 px one. Growing a network, or changing the
 resolution of a checkpoint, is then only a matter of which names are there.
+Proved: tests/test_models.py::test_a_block_has_one_name_in_networks_of_all_sizes
 """
-
-import argparse
-import math
-import os
-import pathlib
-import sys
-import zipfile
 
 import torch
 import torch.nn.functional as F
 
 from stylegan_layers import (
     AdaIN, EqualizedConv2d, EqualizedLinear, LearnedConstant, MinibatchStddev, NoiseInput,
-    PixelNorm, input_gradients_only, leaky_relu)
+    PixelNorm, leaky_relu)
 
 
 def resolutions_up_to(resolution):
@@ -62,40 +68,6 @@ def channels_at(resolution, channel_base, channel_max):
     return channels
 
 
-def is_fading(alpha):
-    """alpha is 1.0 where nothing fades; a tensor of one number is always taken to fade.
-
-    (Its value would have to be waited for. `--compile` needs a tensor: a program compiled for the
-    number 0.25 is of no use for 0.26.)
-    """
-    return isinstance(alpha, torch.Tensor) or alpha < 1
-
-
-def blend(old, new, alpha):
-    """(1 - alpha) * old + alpha * new, of the same shape; alpha a number, or a tensor of one."""
-    return torch.lerp(old, new, alpha.to(new.dtype) if isinstance(alpha, torch.Tensor) else alpha)
-
-
-def soften(x, nonlinear, alpha):
-    """(1 - alpha) x + alpha * nonlinear(x): of a nonlinear step, only so much of it.
-
-    Why:    a block that morph.py has just built is linear, so that the network can still do what it
-            did without it; its nonlinear steps then come in little by little. Of a block that is
-            not young, alpha is 1, and `nonlinear` is simply called.
-    Paper:  Wei et al. 2016 (arXiv 1603.01670), section 3, who call it a parametric activation.
-    """
-    return blend(x, nonlinear(x), alpha) if is_fading(alpha) else nonlinear(x)
-
-
-# Both networks have two attributes that train.py sets. `growth` (--growth) says what alpha < 1
-# means: "fade", the paper's way, or "morph", that of morph.py. `dtype` (--precision) is bfloat16 or
-# float16, or None for that of the weights. Weights are stored in float32 in any case and rounded
-# where they are used: a convolution computes in the precision of its input (EqualizedConv2d). What
-# is sensitive and cheap stays in float32 always: the mapping network and the styles, the sums of
-# AdaIN, to_rgb and from_rgb, and the last block of D with the minibatch stddev.
-# Proved: tests/test_models.py::test_low_precision_is_near_and_its_sensitive_parts_are_float32
-
-
 # ---- 1. The generator ------------------------------------------------------------------------
 
 
@@ -103,9 +75,13 @@ class MappingNetwork(torch.nn.Module):
     """z to w, a stack of fully connected layers.
 
     Why:    z is normal by decree, equally dense in all directions and without gaps, while real
-            faces have gaps (few babies have beards). The mapping may bend that into a w in which
-            one direction can mean one thing (section 4, "disentangled", figure 6).
-    Paper:  section 2, figure 1b left; learning rate / 100: appendix C.
+            faces have gaps (few babies have beards). Fed to the image directly, z would have to be
+            warped so that the gaps vanish, and no direction of it could mean one thing. The density
+            of w is not decreed: it is whatever this network makes of z, and can keep the gaps. So
+            in w one direction may mean one thing (section 4, "disentangled", figure 6).
+    Measured by: perceptual path length (section 4.1), `path_length` in evaluate.py. The paper's
+            other measure, linear separability (4.2), is left out: it needs 40 trained classifiers.
+    Paper:  section 2, figure 1b left. It learns at 1/100 of the rate (appendix C; EqualizedLinear).
     Shapes: z [N, latent_dim] -> w [N, style_dim]; layers in between have mapping_dim features.
     Proved: tests/test_models.py::test_mapping_network_gives_the_official_w
     """
@@ -127,14 +103,13 @@ class MappingNetwork(torch.nn.Module):
 class SynthesisBlock(torch.nn.Module):
     """Two style layers at one resolution; all but the first block begin by doubling it.
 
-    Paper:  figure 1b right. Each layer: convolution (in the doubling one, then blur), noise and
-            bias, leaky ReLU, AdaIN. In the 4x4 block the learned constant is the first convolution.
+    Paper:  figure 1b right, one grey box. In the 4x4 block the learned constant stands in place of
+            the first convolution.
     Shapes: x [N, in_channels, R/2, R/2], ws [N, 2, S] -> [N, out_channels, R, R]; x is None for
             the 4x4 block.
-    Growing: alpha < 1 softens noise, leaky ReLU and AdaIN, each for itself; 0 leaves both
-            convolutions and nothing else.
     Differs: the bias is part of the convolution here, so it is added before the noise and not
             after. It is the same sum.
+    Proved: tests/test_models.py::test_images_equal_the_official_ones_at_every_lod
     """
 
     def __init__(self, resolution, in_channels, out_channels, style_dim):
@@ -149,15 +124,17 @@ class SynthesisBlock(torch.nn.Module):
         self.noise1 = NoiseInput(out_channels, resolution)
         self.adain1 = AdaIN(style_dim, out_channels)
 
-    def forward(self, x, ws, noise_mode, alpha=1.0):
-        x = self.const(ws.shape[0]) if x is None else self.conv0(x)
-        x = soften(x, lambda x: self.noise0(x, noise_mode), alpha)
-        x = soften(x, leaky_relu, alpha)
-        x = soften(x, lambda x: self.adain0(x, ws[:, 0]), alpha)
+    def forward(self, x, ws, noise_mode):
+        x = self.const(len(ws)) if x is None else self.conv0(x)
+        x = self.noise0(x, noise_mode)
+        x = leaky_relu(x)
+        x = self.adain0(x, ws[:, 0])
+
         x = self.conv1(x)
-        x = soften(x, lambda x: self.noise1(x, noise_mode), alpha)
-        x = soften(x, leaky_relu, alpha)
-        return soften(x, lambda x: self.adain1(x, ws[:, 1]), alpha)
+        x = self.noise1(x, noise_mode)
+        x = leaky_relu(x)
+        x = self.adain1(x, ws[:, 1])
+        return x
 
 
 class SynthesisNetwork(torch.nn.Module):
@@ -165,17 +142,19 @@ class SynthesisNetwork(torch.nn.Module):
 
     Paper:  figure 1b; growing: ProGAN, figure 2.
     Shapes: ws [N, L, S] -> images [N, 3, resolution, resolution]; L may be larger than needed.
-    Growing: only the blocks up to `resolution` are computed. While the last of them is young,
-            alpha < 1, its picture is mixed with that of the block before, enlarged:
+    Growing: only the blocks up to `resolution` are computed. While the last of them is new, alpha
+            < 1, its picture is blended with that of the block before, enlarged:
             alpha * new + (1 - alpha) * old. alpha = 0 is the smaller network, pixel for pixel.
-            With growth "morph" there is nothing to mix: alpha goes into the young block.
-    Proved: tests/test_models.py::test_images_equal_the_official_ones_at_every_lod
+    Known:  each resolution was an output once, and its block keeps the habit of making details at
+            places that fit its own pixels. So teeth and eyes may stick to places while the face
+            turns. StyleGAN2 (arXiv 1912.04958, section 4) shows it, and trains without growing.
+    Proved: tests/test_models.py::test_images_equal_the_official_ones_at_every_lod,
+            ::test_alpha_0_is_the_smaller_network_and_bigger_blocks_cost_nothing
     """
 
     def __init__(self, resolution, channel_base=8192, channel_max=512, style_dim=512):
         super().__init__()
         self.resolution = resolution
-        self.dtype, self.growth = None, "fade"
         self.blocks = torch.nn.ModuleDict()
         self.to_rgb = torch.nn.ModuleDict()
         in_channels = None
@@ -190,18 +169,15 @@ class SynthesisNetwork(torch.nn.Module):
         if str(resolution) not in self.blocks:
             raise ValueError(f"this network makes images of {', '.join(self.blocks)} px, "
                              f"not of {resolution}")
-        young = alpha if self.growth == "morph" and resolution > 4 else 1.0
         x, before = None, None
-        for layer, r in enumerate(resolutions_up_to(resolution)):
+        for k, r in enumerate(resolutions_up_to(resolution)):
             before = x
-            x = self.blocks[str(r)](x, ws[:, 2 * layer:2 * layer + 2], noise_mode,
-                                    young if r == resolution else 1.0)
-            x = x.to(self.dtype or x.dtype)
-        images = self.to_rgb[str(resolution)](x.to(ws.dtype))
-        if self.growth == "fade" and is_fading(alpha) and resolution > 4:
-            old = self.to_rgb[str(resolution // 2)](before.to(ws.dtype))
+            x = self.blocks[str(r)](x, ws[:, 2 * k:2 * k + 2], noise_mode)
+        images = self.to_rgb[str(resolution)](x)
+        if alpha < 1 and resolution > 4:
+            old = self.to_rgb[str(resolution // 2)](before)
             old = F.interpolate(old, scale_factor=2, mode="nearest")
-            images = blend(old, images, alpha)
+            images = torch.lerp(old, images, alpha)
         return images
 
 
@@ -213,8 +189,11 @@ class Generator(torch.nn.Module):
             with k = style_index[n, l]. `StyleMixer` in stylegan_dataloader.py draws these.
     Options: truncation_psi, truncation_cutoff: see `truncate`. resolution, alpha, noise_mode: see
             `SynthesisNetwork` and `NoiseInput`.
-    State:  w_avg [S], the running mean of w, follows every call in train() mode by
-            w_avg <- 0.995 w_avg + 0.005 mean(w), as in the official code. Never in eval() mode.
+    State:  w_avg [S], the running mean of w, the centre that `truncate` pulls to. It follows every
+            call in train() mode by w_avg <- 0.995 w_avg + 0.005 mean(w), as in the official code;
+            never in eval() mode.
+    Proved: tests/test_models.py::test_style_mixing_takes_each_layers_style_from_its_z,
+            ::test_w_avg_follows_in_training_only
     """
 
     def __init__(self, resolution, channel_base=8192, channel_max=512, latent_dim=512,
@@ -242,22 +221,31 @@ class Generator(torch.nn.Module):
         if style_index is None:
             ws = w[:, :1].expand(-1, layers, -1)                           # [N, L, S]
         else:
-            if style_index.dim() != 2 or style_index.shape[1] < layers:
-                raise ValueError(f"style_index must be [N, {layers}] (one column a style layer "
-                                 f"at {resolution} px), got {list(style_index.shape)}")
-            # w.gather would say the same; but the order in which its gradient adds up is not fixed,
-            # and a repeated run would differ in the last bits.
-            pick = F.one_hot(style_index[:, :layers], w.shape[1]).to(w.dtype)  # [N, L, K]
-            ws = (pick[:, :, :, None] * w[:, None]).sum(dim=2)             # [N, L, S]
+            ws = self.pick_styles(w, style_index, layers)
         ws = self.truncate(ws, truncation_psi, truncation_cutoff)
         return self.synthesis(ws, resolution, alpha, noise_mode)
+
+    def pick_styles(self, w, style_index, layers):
+        """w [N, K, S], style_index [N, L or more] -> ws [N, L, S]: each layer's style of the K.
+
+        Errors: ValueError if style_index has fewer columns than there are layers.
+        """
+        if style_index.dim() != 2 or style_index.shape[1] < layers:
+            raise ValueError(f"style_index must be [N, {layers}], one column a style layer, "
+                             f"got {list(style_index.shape)}")
+        # w.gather would say the same. But on a GPU its gradient adds up in an order that varies
+        # (torch.use_deterministic_algorithms lists it): a repeated run would differ in last bits.
+        pick = F.one_hot(style_index[:, :layers], w.shape[1]).to(w.dtype)  # [N, L, K]
+        return (pick[:, :, :, None] * w[:, None]).sum(dim=2)
 
     def truncate(self, ws, psi=1.0, cutoff=None):
         """Pull ws towards the average face: w_avg + psi (ws - w_avg) in the first `cutoff` layers.
 
         Why:    rare faces are learned from few pictures and look it; psi < 1 trades variety for
-                quality, psi = 0 is the average face, psi = -1 the opposite one.
-        Paper:  section 2.1 and appendix B. The official default for showing images: 0.7, cutoff 8.
+                quality. psi = 0 is the average face, psi < 0 lies beyond it. A cutoff leaves the
+                fine layers alone: they rarely fail, and detail keeps its variety.
+        Paper:  section 2.1, appendix B and figure 8. The official default for showing images: 0.7,
+                cutoff 8.
         Shapes: ws [N, L, S] -> [N, L, S]. cutoff None: all layers.
         Proved: tests/test_models.py::test_truncation_equals_the_official_one
         """
@@ -270,15 +258,27 @@ class Generator(torch.nn.Module):
 
 
 # ---- 2. The discriminator --------------------------------------------------------------------
+#
+# ProGAN's discriminator (its table 2), unchanged in StyleGAN but for the blur where it halves.
+
+
+class FromRGB(EqualizedConv2d):
+    """D's way in at one resolution: three colours to C features, 1x1 convolution and leaky ReLU.
+
+    Shapes: images [N, 3, R, R] -> [N, C, R, R].
+    """
+
+    def __init__(self, channels):
+        super().__init__(3, channels, kernel_size=1)
+
+    def forward(self, images):
+        return leaky_relu(super().forward(images))
 
 
 class DiscriminatorBlock(torch.nn.Module):
     """Two convolutions at one resolution, the second of which halves it.
 
-    Paper:  ProGAN table 2, unchanged in StyleGAN but for the blur in front of the halving.
     Shapes: x [N, in_channels, R, R] -> [N, out_channels, R/2, R/2].
-    Growing: alpha < 1 softens the first leaky ReLU. (The last one is that of the from_rgb whose
-            place a morphed block takes, and stays as it is.)
     """
 
     def __init__(self, in_channels, out_channels):
@@ -286,8 +286,9 @@ class DiscriminatorBlock(torch.nn.Module):
         self.conv0 = EqualizedConv2d(in_channels, in_channels)
         self.conv1 = EqualizedConv2d(in_channels, out_channels, resample="down")
 
-    def forward(self, x, alpha=1.0):
-        return leaky_relu(self.conv1(soften(self.conv0(x), leaky_relu, alpha)))
+    def forward(self, x):
+        x = leaky_relu(self.conv0(x))
+        return leaky_relu(self.conv1(x))
 
 
 class DiscriminatorHead(torch.nn.Module):
@@ -305,9 +306,9 @@ class DiscriminatorHead(torch.nn.Module):
         self.dense1 = EqualizedLinear(hidden, 1, gain=1.0)
 
     def forward(self, x):
-        x = x.to(self.dense0.weight.dtype)                                 # whatever came before
         x = leaky_relu(self.conv(self.minibatch_stddev(x)))
-        return self.dense1(leaky_relu(self.dense0(x.flatten(1))))
+        x = leaky_relu(self.dense0(x.flatten(1)))
+        return self.dense1(x)
 
 
 class Discriminator(torch.nn.Module):
@@ -316,8 +317,7 @@ class Discriminator(torch.nn.Module):
     Shapes: images [N, 3, R, R] -> [N, 1], for any R of 4..resolution: R picks the block to enter.
     Growing: the mirror of `SynthesisNetwork`: alpha * (through the new block) + (1 - alpha) *
             (image averaged 2x2, straight into the block below). Nothing above R is computed.
-            With growth "morph", alpha goes into the young block and its from_rgb instead.
-    Units:  the score is the logit of "real"; `discriminator_loss` in train.py applies softplus.
+    Units:  a score is any number; stylegan_losses.py says what is made of it.
     Errors: ValueError for images that are not square or of a size without a block.
     Proved: tests/test_models.py::test_scores_equal_the_official_ones_at_every_lod
     """
@@ -325,13 +325,12 @@ class Discriminator(torch.nn.Module):
     def __init__(self, resolution, channel_base=8192, channel_max=512):
         super().__init__()
         self.resolution = resolution
-        self.dtype, self.growth = None, "fade"
         self.from_rgb = torch.nn.ModuleDict()
         self.blocks = torch.nn.ModuleDict()
         for r in resolutions_up_to(resolution):
             channels = channels_at(r, channel_base, channel_max)
             below = channels_at(r // 2, channel_base, channel_max)
-            self.from_rgb[str(r)] = EqualizedConv2d(3, channels, kernel_size=1)
+            self.from_rgb[str(r)] = FromRGB(channels)
             self.blocks[str(r)] = (DiscriminatorHead(channels, hidden=below) if r == 4
                                    else DiscriminatorBlock(channels, below))
 
@@ -340,41 +339,22 @@ class Discriminator(torch.nn.Module):
         if images.shape[-2] != r or str(r) not in self.blocks:
             raise ValueError(f"this network looks at square images of {', '.join(self.blocks)} "
                              f"px, not at {list(images.shape)}")
-        dtype = self.dtype or images.dtype
-        young = alpha if self.growth == "morph" and r > 4 else 1.0
-        x = soften(self.from_rgb[str(r)](images).to(dtype), leaky_relu, young)
-        x = self.blocks[str(r)](x, young) if r > 4 else self.blocks["4"](x)
-        if self.growth == "fade" and is_fading(alpha) and r > 4:
-            small = F.avg_pool2d(images, 2)
-            old = leaky_relu(self.from_rgb[str(r // 2)](small).to(dtype))
-            x = blend(old, x, alpha)
+        x = self.from_rgb[str(r)](images)
+        x = self.blocks[str(r)](x)
+        if alpha < 1 and r > 4:
+            old = self.from_rgb[str(r // 2)](F.avg_pool2d(images, 2))
+            x = torch.lerp(old, x, alpha)
         while r > 4:
             r //= 2
             x = self.blocks[str(r)](x)
         return x
 
 
-# ---- 3. Checkpoints --------------------------------------------------------------------------
-#
-# One file, a plain dict of tensors, numbers and strings:
-#   format          1
-#   architecture    "stylegan"
-#   settings        what `make_generator` and `make_discriminator` need
-#   generator_ema   state dict; all that pictures need, a file may hold nothing more
-#   generator, discriminator, optimizer_g, optimizer_d, progress, options, samples
-#                   what train.py needs to go on (train.py, step 7, says what is in them)
-#
-# It is read with weights_only=True, always. A PyTorch file is a zip that holds a pickle, and a
-# pickle is a program: loading a stranger's file the old way runs it. weights_only admits tensors
-# and plain containers and refuses everything else.
+# ---- 3. From settings to networks ------------------------------------------------------------
 
-FORMAT = 1
+# What a checkpoint must say for its networks to be built again.
 SETTINGS = ("resolution", "channel_base", "channel_max",
             "latent_dim", "style_dim", "mapping_dim", "mapping_layers")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used. The message is one sentence, file name and reason."""
 
 
 def make_generator(settings):
@@ -385,163 +365,3 @@ def make_generator(settings):
 def make_discriminator(settings):
     """A new `Discriminator` from the same dict."""
     return Discriminator(*(settings[key] for key in SETTINGS[:3]))
-
-
-def save_checkpoint(path, checkpoint):
-    """Write the dict so that `path` holds either the old file or the whole new one, never a part.
-
-    How:    to a temporary name beside it, flushed to the disk, then renamed, which is atomic.
-    Errors: OSError (disk full, no permission); the old file is then untouched.
-    Proved: tests/test_models.py::test_a_failed_save_leaves_the_old_checkpoint_whole
-    """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, "architecture": "stylegan", **checkpoint}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_checkpoint(path):
-    """Read a checkpoint, check that its networks fit its settings, and return the dict on the CPU.
-
-    Errors: CheckpointError, one sentence with the file's name and the reason: it is missing, a
-            folder, not a PyTorch file, damaged, holds more than tensors and plain values, comes
-            from another program or a newer version of this one, or its tensors do not fit.
-    Proved: tests/test_models.py::test_a_bad_checkpoint_gets_one_clear_sentence
-    """
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: a folder, not a checkpoint file")
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path}: not a checkpoint of this program, or cut off while copied")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... as the damage lies;
-        # every one of them means that this file cannot be used, and nothing has been touched yet.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: damaged, or more than tensors in it ({reason})") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("format"), int):
-        raise CheckpointError(f"{path}: a PyTorch file, but not a checkpoint of this program")
-    if checkpoint["format"] > FORMAT:
-        raise CheckpointError(f"{path}: format {checkpoint['format']} is newer than this program, "
-                              f"which reads up to {FORMAT}; update it")
-    if checkpoint.get("architecture") != "stylegan":
-        raise CheckpointError(f"{path}: holds a {checkpoint.get('architecture')!r} network, "
-                              f"this program reads \"stylegan\"")
-    settings = checkpoint.get("settings")
-    if not isinstance(settings, dict) or any(
-            not isinstance(settings.get(key), int) or settings[key] < 1 for key in SETTINGS) or (
-            settings["mapping_layers"] > 1000):
-        raise CheckpointError(f"{path}: its settings are incomplete or impossible "
-                              f"({', '.join(SETTINGS)})")
-    if "generator_ema" not in checkpoint:
-        raise CheckpointError(f"{path}: holds no generator_ema")
-    # On the meta device a network has names and shapes but no memory, so a file that claims a
-    # gigantic network is found out before anything is allocated for it.
-    try:
-        with torch.device("meta"):
-            generator, discriminator = make_generator(settings), make_discriminator(settings)
-    except (ValueError, RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"{path}: no network has these settings ({error})") from error
-    for part, network in (("generator_ema", generator), ("generator", generator),
-                          ("discriminator", discriminator)):
-        if part in checkpoint:
-            _check_state(path, part, checkpoint[part], network.state_dict())
-    return checkpoint
-
-
-def _check_state(path, part, state, wanted):
-    """Raise CheckpointError unless `state` has the names and shapes of `wanted`."""
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: its {part} is no state dict")
-    for name in sorted(set(wanted) | set(state), key=str):
-        if name not in state:
-            raise CheckpointError(f"{path}: its {part} lacks {name}")
-        if name not in wanted:
-            raise CheckpointError(f"{path}: its {part} has {name}, which the network does not")
-        shape = getattr(state[name], "shape", None)
-        if shape != wanted[name].shape:
-            raise CheckpointError(f"{path}: {part} {name} is {shape and list(shape)}, "
-                                  f"its settings ask for {list(wanted[name].shape)}")
-
-
-def set_growth(checkpoint, *networks):
-    """Let alpha < 1 mean to these networks what it meant when the checkpoint was written."""
-    progress = checkpoint.get("progress")
-    morphing = isinstance(progress, dict) and progress.get("phase") == "morph"
-    for network in networks:
-        getattr(network, "synthesis", network).growth = "morph" if morphing else "fade"
-
-
-def load_generator(path, device="cpu"):
-    """The averaged generator of a checkpoint, on `device`, in eval mode, without gradients.
-
-    Errors: CheckpointError as `load_checkpoint`.
-    """
-    checkpoint = load_checkpoint(path)
-    generator = make_generator(checkpoint["settings"])
-    generator.load_state_dict(checkpoint["generator_ema"])
-    set_growth(checkpoint, generator)
-    return generator.to(device).eval().requires_grad_(False)
-
-
-# ---- 4. What every script of this folder does alike ------------------------------------------
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """argparse, but a mistake is answered by one line instead of the whole usage."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (--help explains)\n")
-
-
-def number_from(low, kind=int, high=math.inf):
-    """A parser of finite numbers from `low` to `high` for argparse."""
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not low <= value <= high or not math.isfinite(value):
-            limits = "finite" if low == -math.inf else (
-                f"a number, {low:g} or more" if high == math.inf else f"from {low:g} to {high:g}")
-            raise argparse.ArgumentTypeError(f"{text} must be {limits}")
-        return value
-    return parse
-
-
-def pick_device(name=None):
-    """torch.device by name, or the best there is. Errors: ValueError if it is not available."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else (
-            "mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def start(main, fail, interrupted):
-    """Run a script: its exit code, and the sentence `interrupted` where Ctrl-C ended it."""
-    for stream in (sys.stdout, sys.stderr):            # a file's name need not fit the terminal
-        stream.reconfigure(errors="backslashreplace")
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:
-        fail(interrupted, 130)
-
-
-def fail(program, message, code=2):
-    """End the program with one sentence on stderr: 2 for what the user can mend, else 1."""
-    print(f"{program}: {message}", file=sys.stderr)
-    raise SystemExit(code)

@@ -1,10 +1,15 @@
 """What all tests share: the scripts can be imported, and every test starts from the same seed."""
 
+import os
 import pathlib
 import sys
 
-import pytest
-import torch
+# One thread: the networks of the tests are too small to share, and pytest runs two tests at once.
+# Set before torch is imported, also for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -18,3 +23,18 @@ def same_seed():
 def relative(ours, judge):
     """The largest difference, in units of the judge's largest value."""
     return ((ours - judge).abs().max() / judge.abs().max()).item()
+
+
+def refused(main, argv, capsys):
+    """Run a script's main as its user would. Returns (exit code, what it wrote to stderr).
+
+    Fails if that is a traceback, or more than one line.
+    """
+    from workshop import options
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        options.start(main, "program.py", "stopped", [str(word) for word in argv])
+    error = capsys.readouterr().err.strip()
+    lines = [line for line in error.splitlines() if not line.startswith("note: ")]
+    assert len(lines) <= 1 and "Traceback" not in error, error
+    return ended.value.code, "".join(lines)

@@ -1,7 +1,6 @@
 """morph.py: a larger network that does what the smaller one did, and then lets go."""
 
 import copy
-import json
 import os
 import shutil
 
@@ -12,24 +11,22 @@ import torch.nn.functional as F
 from PIL import Image
 
 import convert_resolution
-import evaluate
-import generate
 import import_checkpoint
 import morph
 import official
 import stylegan_models as models
+import tiny
 import train
-from conftest import relative
+from conftest import refused, relative
 from convert_resolution import resolution_of
+from tiny import differences
+from workshop import checkpoints
 
 EXACT = 1e-5                   # relative, float32; the sums on the way are larger than the result
 # Old 8 px, new 16 px: the same width, and half of it.
 WIDTHS = {"equal": dict(channel_base=512, channel_max=8), "halved": dict(channel_base=128,
                                                                          channel_max=16)}
-TINY = ("--growth morph --resolution 16 --channel-base 64 --channel-max 8 --latent-dim 8 "
-        "--style-dim 8 --mapping-dim 8 --mapping-layers 2 --batch 4:8,16:4 --r1-interval 3 "
-        "--morph-kimg 0.096 --stabilize-kimg 0.104 --total-kimg 0.6 --tick-kimg 0.05 "
-        "--samples-kimg 0.2 --checkpoint-kimg 0.07 --device cpu --workers 0").split()
+RUN = [*tiny.RUN, "--growth", "morph", "--morph-kimg", "0.096", "--stabilize-kimg", "0.104"]
 
 
 def networks(width, seed=0):
@@ -54,9 +51,18 @@ def grown(width, seed=0):
     before = networks(width, seed)
     after = copy.deepcopy(before)
     morph.grow(*after, 16, seed)
-    for network in (after[0].synthesis, after[1].synthesis, after[2]):
-        network.growth = "morph"
     return before, after
+
+
+def at(alpha, network, *arguments, resolution=16, **options):
+    """What a network makes at `resolution` while that block has come to alpha."""
+    left = morph.ripen(alpha, resolution, network)
+    if isinstance(network, models.Generator):
+        options["resolution"] = resolution
+    try:
+        return network(*arguments, alpha=left, **options)
+    finally:
+        morph.ripen(1.0, resolution, network)
 
 
 def filtered(x, taps, axis):
@@ -188,9 +194,9 @@ def test_the_new_generator_makes_the_old_images(width):
         bias = old.synthesis.to_rgb["8"].bias[:, None, None]
         small = old(z, noise_mode="const", resolution=8)
         pictures.append(enlarge_slowly(small - bias) + bias)
-        assert relative(new(z, noise_mode="const", alpha=0.0), pictures[-1]) < EXACT
+        assert relative(at(0.0, new, z, noise_mode="const"), pictures[-1]) < EXACT
         assert relative(old(z, noise_mode="const"), pictures[-1]) > 0.1    # control: not morphed
-        assert relative(new(z, noise_mode="const", alpha=0.1), pictures[-1]) > 1e-3
+        assert relative(at(0.1, new, z, noise_mode="const"), pictures[-1]) > 1e-3
         assert torch.equal(old.w_avg, new.w_avg)
     assert relative(pictures[0], pictures[1]) > 0.01           # control: G and G_ema do differ
 
@@ -202,9 +208,9 @@ def test_the_new_discriminator_gives_the_old_scores(width):
     before, after = grown(width)
     pictures = torch.rand(8, 3, 16, 16) * 2 - 1
     wanted = before[2](reduce_slowly(pictures).float())
-    assert relative(after[2](pictures, alpha=0.0), wanted) < EXACT
+    assert relative(at(0.0, after[2], pictures), wanted) < EXACT
     assert relative(before[2](pictures), wanted) > 0.1         # control: not morphed
-    assert relative(after[2](pictures, alpha=0.1), wanted) > 1e-3
+    assert relative(at(0.1, after[2], pictures), wanted) > 1e-3
 
 
 def test_only_the_new_block_changes():
@@ -217,10 +223,11 @@ def test_only_the_new_block_changes():
                 assert torch.equal(value, new.state_dict()[name]), name
     z, images = torch.randn(4, 8), torch.randn(4, 3, 8, 8)
     for alpha in (1.0, 0.5):
-        equal = torch.equal(before[0](z, noise_mode="const", resolution=8),
-                            after[0](z, noise_mode="const", resolution=8, alpha=alpha))
+        equal = torch.equal(before[0](z, noise_mode="const", resolution=8), at(
+            alpha, after[0], z, noise_mode="const", resolution=8))
         assert equal == (alpha == 1)                           # at 0.5 it is 8 px that is young
-        assert torch.equal(before[2](images), after[2](images, alpha=alpha)) == (alpha == 1)
+        assert torch.equal(before[2](images), at(alpha, after[2], images, resolution=8)) == (
+            alpha == 1)
     changed = {name for name, value in before[0].state_dict().items()
                if not torch.equal(value, after[0].state_dict()[name])}
     assert {name for name in changed if name.endswith("strength")} == set()
@@ -230,14 +237,54 @@ def test_only_the_new_block_changes():
 def test_at_the_end_it_is_an_ordinary_block():
     """Lesson: at t = 0 a plain network with these weights gives the same numbers, bit for bit."""
     _, (G, _, D) = grown("halved")
-    plain_G, plain_D = copy.deepcopy(G), copy.deepcopy(D)
-    plain_G.synthesis.growth = plain_D.growth = "fade"
+    plain_G, plain_D = networks("halved", 1)[0], networks("halved", 1)[2]
+    plain_G.load_state_dict(G.state_dict())
+    plain_D.load_state_dict(D.state_dict())
     z = torch.randn(4, 8)
     images = plain_G(z, noise_mode="const")
+    for alpha in (0.0, 0.5, 1.0):                              # as it ripens
+        assert morph.ripen(alpha, 16, G, D) == 1.0
     assert torch.equal(G(z, noise_mode="const"), images)
     assert torch.equal(D(images), plain_D(images))
-    assert not torch.equal(G(z, noise_mode="const", alpha=0.99), images)               # control
-    assert not torch.equal(D(images, alpha=0.99), plain_D(images))                     # control
+    assert not torch.equal(at(0.99, G, z, noise_mode="const"), images)                 # control
+    assert not torch.equal(at(0.99, D, images), plain_D(images))                       # control
+
+
+def test_a_young_block_shares_weights_and_names():
+    """Lesson: a checkpoint, an optimizer and an average do not notice that another block stands
+    there: the same names in the same order, the same parameters, not copies of them. A deep copy
+    is on its own; and at alpha 1, or when a younger block follows, the ordinary one stands there
+    again."""
+    for network in networks("halved")[::2]:
+        names, parameters = list(network.state_dict()), list(network.parameters())
+        modules = [type(module) for module in network.modules()]
+        ordinary = dict(network.named_modules())
+        morph.ripen(0.3, 16, network)
+        assert [type(module) for module in network.modules()] != modules           # control
+        assert sum("Young" in type(m).__name__ for m in network.modules()) == (
+            2 if isinstance(network, models.Discriminator) else 1)
+        assert list(network.state_dict()) == names
+        assert all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
+        assert len(list(network.named_parameters())) == len(parameters)
+
+        twin = copy.deepcopy(network)
+        for parameter in twin.parameters():
+            parameter.data.add_(1.0)
+        assert all((a - b - 1).abs().max() < 1e-5
+                   for a, b in zip(twin.parameters(), network.parameters()))
+        morph.ripen(1.0, 16, twin)
+        assert [type(module) for module in twin.modules()] == modules
+        assert not {id(m) for m in twin.modules()} & {id(m) for m in ordinary.values()}
+        twin.load_state_dict(network.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), parameters))
+
+        morph.ripen(0.1, 8, network)                           # without an alpha of 1 before it
+        young = [name for name, m in network.named_modules() if "Young" in type(m).__name__]
+        assert young and all(name.endswith(".8") for name in young)
+        morph.ripen(1.0, 8, network)
+        assert all(module is ordinary[name] for name, module in network.named_modules())
+        morph.ripen(0.0, 4, network)                           # 4 px was there from the start
+        assert [type(module) for module in network.modules()] == modules
 
 
 @pytest.mark.parametrize("t", [0.75, 0.25])
@@ -259,17 +306,14 @@ def test_in_between_each_step_is_blended_for_itself(t):
         y = half_linear(y, lambda y: y + noise.strength[:, None, None] * noise.const)
         y = half_linear(y, leaky)
         y = half_linear(y, lambda y: adain(y, w[:, int(k)]))
-    assert relative(block(x, w, "const", 1 - t), y) < 1e-6
     assert relative(block(x, w, "const"), y) > 0.01            # control
+    morph.ripen(1 - t, 16, G, D)
+    assert relative(G.synthesis.blocks["16"](x, w, "const"), y) < 1e-6
     images = torch.randn(4, 3, 16, 16)
-    y = half_linear(D.from_rgb["16"](images), leaky)
+    y = half_linear(models.EqualizedConv2d.forward(D.from_rgb["16"], images), leaky)
     y = leaky(D.blocks["16"].conv1(half_linear(D.blocks["16"].conv0(y), leaky)))
     y = D.blocks["4"](D.blocks["8"](y))
-    assert relative(D(images, 1 - t), y) < 1e-5
-    # torch.compile needs alpha as a tensor: the same.
-    assert relative(D(images, torch.tensor(1 - t)), y) < 1e-5
-    assert relative(G(w[:, 0], alpha=torch.tensor(1 - t), noise_mode="none"),
-                    G(w[:, 0], alpha=1 - t, noise_mode="none")) < 1e-6
+    assert relative(D(images), y) < 1e-5
 
 
 def test_fitted_styles_keep_the_colours():
@@ -282,7 +326,7 @@ def test_fitted_styles_keep_the_colours():
         adain.load_state_dict(getattr(before[0].synthesis.blocks["16"], f"adain{k}").state_dict())
     z = torch.randn(64, 8)
     wanted, fitted, random = (
-        G(z, noise_mode="const", alpha=alpha).mean(dim=(2, 3))
+        at(alpha, G, z, noise_mode="const").mean(dim=(2, 3))
         for G, alpha in ((after[0], 0.0), (after[0], 1.0), (unfitted, 1.0)))
     spread = (wanted - wanted.mean(dim=0)).square().mean().sqrt()
 
@@ -331,49 +375,48 @@ def run(tmp_path_factory):
     for k in range(20):
         image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
         image.save(folder / "pictures" / f"{k}.png")
-    save, here = models.save_checkpoint, os.getcwd()
+    save, here = checkpoints.save_checkpoint, os.getcwd()
 
     def save_and_keep(path, state):
         save(path, state)
         progress = state["progress"]
         if progress["phase"] == "morph" and progress["resolution"] == 16:
             shutil.copy(path, folder / "middle.pt")
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.no_rehearsal(patch)
+        patch.setattr(checkpoints, "save_checkpoint", save_and_keep)
         os.chdir(folder)
-        models.save_checkpoint = save_and_keep
-        assert train.main(["--data", "pictures", *TINY, "--out", "small"]) == 0
-    finally:
-        models.save_checkpoint = save
-        os.chdir(here)
+        try:
+            assert train.main(["--data", "pictures", *RUN, "--out", "small"]) == 0
+        finally:
+            os.chdir(here)
     return folder / "small", folder / "middle.pt"
+
+
+@pytest.fixture(autouse=True)
+def no_rehearsal(monkeypatch):
+    tiny.no_rehearsal(monkeypatch)
 
 
 def states(path):
     """What a step changes, of a checkpoint."""
-    checkpoint = models.load_checkpoint(path)
+    checkpoint = checkpoints.load_checkpoint(path)
     return {key: checkpoint[key] for key in ("generator", "generator_ema", "discriminator",
                                              "optimizer_g", "optimizer_d")}
 
 
 def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
+    return differences(a, b) == []
 
 
 def test_a_run_grows_by_morphing(run):
     """Lesson: the same clock, --morph-kimg in the place of --fade-kimg, and Adam remembers: the
     old parameters have more steps behind them than the new ones."""
-    lines = [json.loads(line) for line in (run[0] / "log.jsonl").read_text().splitlines()]
-    for line in lines:
+    for line in tiny.log_of(run[0]):
         r, phase = [(4, "stabilize"), (8, "morph"), (8, "stabilize"), (16, "morph"),
                     (16, "stabilize")][np.searchsorted([104, 200, 304, 400], line["nimg"])]
         assert (line["resolution"], line["phase"]) == (r, phase), line
-    checkpoint = models.load_checkpoint(run[0] / "checkpoint.pt")
+    checkpoint = checkpoints.load_checkpoint(run[0] / "checkpoint.pt")
     G = models.make_generator(checkpoint["settings"])
     steps = {name: checkpoint["optimizer_g"]["state"][k]["step"].item()
              for k, (name, _) in enumerate(G.named_parameters())
@@ -385,7 +428,7 @@ def test_a_run_grows_by_morphing(run):
 
 def test_resuming_in_the_middle_of_a_morph_ends_with_the_same_bits(run, tmp_path):
     """Lesson: how far a block has come is a function of nimg, like everything else."""
-    progress = models.load_checkpoint(run[1])["progress"]
+    progress = checkpoints.load_checkpoint(run[1])["progress"]
     assert progress["phase"] == "morph" and 0 < progress["alpha"] < 1
     assert train.main(["--resume", str(run[1]), "--out", str(tmp_path / "on"),
                        "--device", "cpu"]) == 0
@@ -400,9 +443,9 @@ def test_train_goes_on_with_what_morph_wrote(run, tmp_path, capsys):
     assert morph.main([str(run[0] / "checkpoint-8.pt"), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "relative difference" in said and "16 px morph" in said
-    grown = models.load_checkpoint(out)
+    grown = checkpoints.load_checkpoint(out)
     assert grown["progress"]["alpha"] == 0 and grown["settings"]["resolution"] == 16
-    old = models.load_checkpoint(run[0] / "checkpoint-8.pt")
+    old = checkpoints.load_checkpoint(run[0] / "checkpoint-8.pt")
     assert same(old["optimizer_g"]["state"], grown["optimizer_g"]["state"])
     assert train.main(["--resume", str(out), "--out", str(tmp_path / "on"), "--total-kimg", "0.6",
                        "--device", "cpu"]) == 0
@@ -415,25 +458,24 @@ def test_a_finished_network_is_doubled(run, tmp_path):
     out = tmp_path / "large.pt"
     assert morph.main([str(run[0] / "checkpoint.pt"), "--out", str(out), "--morph-kimg", "0.05",
                        "--seed", "3"]) == 0
-    large, small = models.load_checkpoint(out), models.load_checkpoint(run[0] / "checkpoint.pt")
-    assert large["settings"]["resolution"] == 32 and large["options"]["morph_kimg"] == "4:0.05"
+    large, small = map(checkpoints.load_checkpoint, (out, run[0] / "checkpoint.pt"))
+    assert large["settings"]["resolution"] == 32 and large["options"]["morph_kimg"] == "0.05"
     G = models.make_generator(large["settings"])
     names = [name for name, _ in G.named_parameters()]
     assert {resolution_of(names[k]) for k in large["optimizer_g"]["state"]} == {0, 4, 8, 16}
     assert torch.equal(large["generator_ema"]["w_avg"], small["generator_ema"]["w_avg"])
     assert train.main(["--resume", str(out), "--out", str(tmp_path / "on"), "--batch", "4",
                        "--total-kimg", "0.7", "--device", "cpu"]) == 0
-    assert models.load_checkpoint(tmp_path / "on" / "checkpoint.pt")["progress"]["nimg"] == 700
+    assert checkpoints.load_checkpoint(tmp_path / "on" / "checkpoint.pt")["progress"]["nimg"] == 700
 
 
 def test_the_program_proves_it_before_it_writes(run, tmp_path, monkeypatch, capsys):
     """Lesson: a solution that is slightly off is found, and nothing is written."""
     good = morph.solve
     monkeypatch.setattr(morph, "solve", lambda *arguments: good(*arguments) * 1.001)
-    with pytest.raises(SystemExit) as stopped:
-        morph.main([str(run[0] / "checkpoint.pt"), "--out", str(tmp_path / "x.pt")])
-    assert stopped.value.code == 1 and not (tmp_path / "x.pt").exists()
-    assert "nothing was written" in capsys.readouterr().err
+    code, said = refused(morph.main, [run[0] / "checkpoint.pt", "--out", tmp_path / "x.pt"], capsys)
+    assert code == 1 and not (tmp_path / "x.pt").exists()
+    assert "nothing was written" in said
 
 
 def test_it_works_on_what_other_programs_wrote(run, tmp_path):
@@ -442,36 +484,39 @@ def test_it_works_on_what_other_programs_wrote(run, tmp_path):
     assert import_checkpoint.main([str(official.DATA / "official_stylegan.pkl"),
                                    str(imported)]) == 0
     assert morph.main([str(imported)]) == 0
-    assert models.load_checkpoint(tmp_path / "official-morphed.pt")["settings"]["resolution"] == 64
-    checkpoint = models.load_checkpoint(run[0] / "checkpoint.pt")
-    models.save_checkpoint(tmp_path / "ema.pt", {key: checkpoint[key] for key in (
+    larger = checkpoints.load_checkpoint(tmp_path / "official-morphed.pt")
+    assert larger["settings"]["resolution"] == 64
+    checkpoint = checkpoints.load_checkpoint(run[0] / "checkpoint.pt")
+    checkpoints.save_checkpoint(tmp_path / "ema.pt", {key: checkpoint[key] for key in (
         "settings", "generator_ema")})
     assert morph.main([str(tmp_path / "ema.pt")]) == 0
     # Upwards, convert_resolution.py draws its block, so it must be faded in.
     assert convert_resolution.main([str(run[0] / "checkpoint.pt"), "32", "--out",
                                     str(tmp_path / "faded.pt")]) == 0
-    assert models.load_checkpoint(tmp_path / "faded.pt")["options"]["growth"] == "fade"
+    assert checkpoints.load_checkpoint(tmp_path / "faded.pt")["options"]["growth"] == "fade"
     # In the middle, nothing moves.
     assert convert_resolution.main([str(run[1]), "32", "--out", str(tmp_path / "middle.pt")]) == 0
-    middle = models.load_checkpoint(tmp_path / "middle.pt")
+    middle = checkpoints.load_checkpoint(tmp_path / "middle.pt")
     assert middle["options"]["growth"] == middle["progress"]["phase"] == "morph"
 
 
 def test_pictures_and_numbers_of_a_half_morphed_network(run):
     """Lesson: generate.py and evaluate.py look at the network as it was in training."""
-    model = generate.load_model(run[1], "cpu")
-    nets, _ = evaluate.load_networks(run[1], "cpu")
-    z = torch.randn(2, 8)
-    G = models.make_generator(models.load_checkpoint(run[1])["settings"])
-    G.load_state_dict(models.load_checkpoint(run[1])["generator_ema"])
-    G.eval().synthesis.growth = "morph"
-    wanted = G(z, noise_mode="const", alpha=model.alpha)
-    for network in (model.G, nets.G_ema):
-        assert relative(network(z, noise_mode="const", alpha=model.alpha), wanted) < EXACT
-    assert nets.D.growth == nets.G.synthesis.growth == "morph"
-    assert nets.alpha == model.alpha < 1
-    G.synthesis.growth = "fade"
-    assert relative(G(z, noise_mode="const", alpha=model.alpha), wanted) > 0.01        # control
+    found = checkpoints.load_networks(run[1], torch.device("cpu"), (
+        "generator_ema", "generator", "discriminator"))
+    state = checkpoints.load_checkpoint(run[1])
+    grown = state["progress"]["alpha"]
+    assert found.resolution == 16 and found.alpha == 1.0 and 0 < grown < 1
+    z, images = torch.randn(2, 8), torch.randn(4, 3, 16, 16)
+    for part, network in found.networks.items():
+        twin = (models.make_discriminator if part == "discriminator" else models.make_generator)(
+            state["settings"]).eval()
+        twin.load_state_dict(state[part])
+        inputs, mode = ((images, {}) if part == "discriminator" else (z, {"noise_mode": "const"}))
+        wanted = at(grown, twin, inputs, **mode)
+        assert relative(network(inputs, **mode), wanted) < EXACT
+        for alpha in (grown, 1.0):                             # controls: faded; ordinary
+            assert relative(twin(inputs, alpha=alpha, **mode), wanted) > 0.01
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -486,33 +531,14 @@ def test_pictures_and_numbers_of_a_half_morphed_network(run):
 ])
 def test_bad_use_gets_one_sentence(run, tmp_path, capsys, arguments, words):
     """Lesson: exit code 2, one line, and nothing written or lost."""
-    settings = models.load_checkpoint(run[0] / "checkpoint.pt")["settings"]
+    settings = checkpoints.load_checkpoint(run[0] / "checkpoint.pt")["settings"]
     narrow = {**settings, "channel_base": 48}                  # 6 channels at 16 px, 3 at 32 px
-    models.save_checkpoint(tmp_path / "narrow.pt", {
+    checkpoints.save_checkpoint(tmp_path / "narrow.pt", {
         "settings": narrow, "generator_ema": models.make_generator(narrow).state_dict()})
     paths = {"small": run[0] / "checkpoint.pt", "middle": run[1], "pictures": run[0].parent,
              "narrow": tmp_path / "narrow.pt"}
     before = {path: path.stat().st_mtime_ns for path in paths.values() if path.is_file()}
-    with pytest.raises(SystemExit) as stopped:
-        morph.main([argument.format(**paths) for argument in arguments])
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and words in error and error.count("\n") == 1, error
+    code, said = refused(morph.main, [word.format(**paths) for word in arguments], capsys)
+    assert code == 2 and words in said
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert {path.name for path in tmp_path.iterdir()} == {"narrow.pt"}
-
-
-def test_a_run_that_could_not_be_morphed_does_not_begin():
-    """Lesson: too few channels at the last resolution are found out now, not after days."""
-    options = {"growth": "morph", "resolution": 64, "channel_base": 64, "channel_max": 8}
-    with pytest.raises(ValueError, match="64 px with 2 channels.*--channel-base 128"):
-        train.complete_options(options, torch.device("cpu"))
-    train.complete_options({**options, "channel_base": 128}, torch.device("cpu"))      # control
-    train.complete_options({**options, "growth": "fade"}, torch.device("cpu"))
-
-
-def test_a_run_keeps_its_way_of_growing(run, tmp_path, capsys):
-    """Lesson: --growth cannot change on the way, for the schedule would; morph.py is the way."""
-    with pytest.raises(SystemExit) as stopped:
-        train.main(["--resume", str(run[0] / "checkpoint.pt"), "--growth", "fade", "--total-kimg",
-                    "1", "--out", str(tmp_path / "x"), "--device", "cpu"])
-    assert stopped.value.code == 2 and "--growth" in capsys.readouterr().err

@@ -1,9 +1,9 @@
 """Run by hand: is a block better faded in, morphed (morph.py), or simply there?
 
-    python tests/experiment_morph.py           all of it; Ctrl-C stops, the same command goes on
-    python tests/experiment_morph.py --table   the tables, of what has been measured so far
-    python tests/experiment_morph.py --plot growth.png          the same for the curves
-    python tests/experiment_morph.py --arms fade,morph          without the control
+    python experiments/morph.py                all of it; Ctrl-C stops, the same command goes on
+    python experiments/morph.py --table        the tables, of what has been measured so far
+    python experiments/morph.py --plot growth.png               the same for the curves
+    python experiments/morph.py --arms fade,morph               without the control
 
 Networks learn painted faces from 4 to 32 px in three ways, which double at the same images:
 
@@ -13,9 +13,11 @@ Networks learn painted faces from 4 to 32 px in three ways, which double at the 
     morph            |m|             |m|             |m|                  MORPH_KIMG
     jump             |               |               |                    the block is there at once
 
-So at any image all of them have seen the same pictures at the same sizes, and what differs is how a
-block came: a fading one also with blurred reals and a fresh Adam, as train.py does it. "jump" is
-the control: where it is as good as the others, they have gained nothing.
+So at any image all of them have seen the same pictures at the same sizes. Between fade and morph
+four things differ: how a block comes, how long it takes (15 or 5 kimg), whether the real pictures
+are blurred meanwhile, and whether Adam starts afresh. Which of them made a difference is not asked.
+"jump" is the control, a fade of no length: where it is as good as the others, they have gained
+nothing.
 
 FD-EffLite0 (of G_ema, 500 images; smaller is better) and the duality gap by evaluate.py, at the end
 of each resolution and on the way there (AFTER). At a doubling itself train.py measures before it
@@ -34,21 +36,21 @@ import argparse
 import functools
 import importlib.util
 import os
-import signal
 import statistics
 import sys
 import time
 import types
 from pathlib import Path
 
-import experiment_convert as convert
 import numpy as np
 
-import evaluate                                    # experiment_convert has said where it is
-import stylegan_models as models
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))        # before this folder, which
+import convert                                                         # has a morph.py, too
+import evaluate
 import train
+import workshop.run
+from workshop import UserError, curves, figures, options
 
-fail = functools.partial(models.fail, "experiment_morph.py")
 MORPH_KIMG = 5
 GROWING = {"fade": 15, "morph": MORPH_KIMG, "jump": 0}                 # kimg, for each doubling
 ENDS = {4: 20, 8: 60, 16: 100, 32: 140}                                # kimg
@@ -76,7 +78,7 @@ def plan(scale):
 
     def command(arm, seed):
         stabilize = DOUBLINGS[1] - DOUBLINGS[0] - GROWING[arm]
-        return ["tests/experiment_morph.py", "train", f"{scale:g}", "--resolution", 32,
+        return ["experiments/morph.py", "train", f"{scale:g}", "--resolution", 32,
                 *(["--growth", "morph", "--morph-kimg"] if arm == "morph" else ["--fade-kimg"]),
                 kimg(GROWING[arm]), "--stabilize-kimg", f"4:{kimg(ENDS[4])},8:{kimg(stabilize)}",
                 "--total-kimg", kimg(ENDS[32]), "--tick-kimg", kimg(EVERY),
@@ -104,19 +106,21 @@ def train_measured(scale, words):
             7 kimg of training: often enough for a growing block would be too often for the rest.
     """
     prepare, settings = evaluate.prepare, evaluate.Settings
-    steps = max(1, round(settings().dg_steps * scale))         # fewer in a rehearsal
+    steps = settings._field_defaults["dg_steps"]
+    steps = max(1, round(steps * scale))                       # fewer in a rehearsal
     evaluate.Settings = functools.partial(settings, dg_steps=steps)
 
     def prepare_less(*arguments):
         measure = prepare(*arguments)
 
-        def measure_less(resolution, alpha, nimg):
-            return measure(resolution, alpha, nimg) if point_of(nimg, scale) in POINTS else ()
+        def measure_less(resolution, alpha, grown, nimg, folder):
+            if point_of(nimg, scale) in POINTS:
+                yield from measure(resolution, alpha, grown, nimg, folder)
         return measure_less
 
     evaluate.prepare = prepare_less
-    train.time = types.SimpleNamespace(perf_counter=time.process_time)
-    models.start(functools.partial(train.main, words), train.fail, "stopped at once")
+    workshop.run.time = types.SimpleNamespace(perf_counter=time.process_time)
+    options.start(train.main, "train.py", "stopped at once", words)
 
 
 # ==== Part 2: what has been measured ==========================================================
@@ -130,9 +134,9 @@ class Run:
 
     def __init__(self, name, scale):
         self.measured = {FD: {}, GAP: {}}
-        for line in evaluate.read_lines(Path(name, "metrics.jsonl")):
+        for line in curves.read_lines(Path(name, "metrics.jsonl")):
             self.measured[line["metric"]][point_of(line["nimg"], scale)] = line["value"]
-        log = evaluate.read_lines(Path(name, "log.jsonl"))
+        log = curves.read_lines(Path(name, "log.jsonl"))
         nimg = np.array([0, *(line["nimg"] for line in log)])
         seconds = np.diff(nimg) / 1000 * [line["seconds_per_kimg"] for line in log]
         self.minutes = functools.partial(np.interp, xp=nimg / 1000 / scale,
@@ -277,65 +281,59 @@ def plot(runs, path):
                                   zorder=-2)
     panels["gap"].legend(loc="best", fontsize=9, framealpha=0.9)
     panels["gap"].set_xlabel(f"{in_images}; shaded: a block grows, from each doubling on")
-    with evaluate.written(path) as temporary:
+    with figures.written(path) as temporary:
         figure.savefig(temporary, dpi=100)
     print(path)
 
 
-def main():
-    parser = models.OneLineParser(prog="experiment_morph.py", description=__doc__,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv=None):
+    parser = options.OneLineParser(prog="morph.py", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("experiment_morph"),
                         help="for everything that is made (default experiment_morph)")
-    parser.add_argument("--jobs", metavar="N", type=models.number_from(1), default=2,
+    parser.add_argument("--jobs", metavar="N", type=options.number_from(1), default=2,
                         help="side by side, one thread each (default 2)")
-    parser.add_argument("--scale", metavar="X", type=models.number_from(0.02, float), default=1.0,
+    parser.add_argument("--scale", metavar="X", type=options.number_from(0.02, float), default=1.0,
                         help="of kimg and images judged; 0.02 is a rehearsal (default 1)")
     parser.add_argument("--arms", metavar="LIST", default=",".join(GROWING),
                         help=f"which ways (default {','.join(GROWING)})")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     parser.add_argument("--plot", metavar="FILE", type=Path,
                         help="only draw the curves: .png, .svg or .pdf")
-    options = parser.parse_args()
-    if options.plot and options.plot.suffix.lower() not in evaluate.PLOTS:
-        parser.error(f"--plot {options.plot}: is drawn as {', '.join(evaluate.PLOTS)}")
-    chosen = options.arms.split(",")
+    o = parser.parse_args(argv)
+    if o.plot and o.plot.suffix.lower() not in curves.PLOTS:
+        parser.error(f"--plot {o.plot}: is drawn as {', '.join(curves.PLOTS)}")
+    chosen = o.arms.split(",")
     if unknown := set(chosen) - set(GROWING):
         parser.error(f"--arms: no way is called {sorted(unknown)[0]!r}")
     if "fade" not in chosen:
         parser.error("--arms: fade is what the others are compared with")
     for arm in set(GROWING) - set(chosen):
         del GROWING[arm]
-    everything = not options.table and not options.plot
-    needed = ("matplotlib",) if options.plot else ()
+    everything = not o.table and not o.plot
+    needed = ("matplotlib",) if o.plot else ()
     if everything:                                             # better now than after an hour
         needed = (*convert.PACKAGES, "matplotlib")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        fail(f"needs {', '.join(missing)}: pip install -r requirements-extra.txt")
-    picture = Path("growth.png") if everything else options.plot and options.plot.resolve()
+        raise UserError(f"needs {', '.join(missing)}: pip install -r requirements-extra.txt")
+    picture = Path("growth.png") if everything else o.plot and o.plot.resolve()
     # A folder in it for each scale, so that no number of a rehearsal gets into the table.
-    folder = options.folder / f"scale-{options.scale:g}"
+    folder = o.folder / f"scale-{o.scale:g}"
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     if everything:
-        convert.fail = fail                                    # its `work` speaks in our name
-        signal.signal(signal.SIGTERM, signal.default_int_handler)      # takes the jobs along, too
-        convert.work(plan(options.scale), options.jobs)
-    runs = {(arm, seed): Run(run_name(arm, seed), options.scale)
+        convert.work(plan(o.scale), o.jobs)
+    runs = {(arm, seed): Run(run_name(arm, seed), o.scale)
             for seed in convert.SEEDS for arm in GROWING}
-    if not options.plot or options.table:
+    if not o.plot or o.table:
         print_tables(runs)
     if picture:
         plot(runs, picture)
+    return 0
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["train"]:                             # one of the jobs
         train_measured(float(sys.argv[2]), sys.argv[3:])
-    try:
-        main()
-    except OSError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        fail("stopped; the same command goes on", 130)
+    options.start(main, "morph.py", "stopped; the same command goes on")

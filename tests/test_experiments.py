@@ -1,0 +1,79 @@
+"""experiments/: what is run by hand for an hour should not fail at its last command."""
+
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+import convert_resolution
+import evaluate
+import stylegan_models as models
+import train
+from conftest import ROOT
+from workshop import machine, options
+
+sys.path.append(str(ROOT / "experiments"))                     # last: it has a morph.py of its own
+import benchmark
+import convert
+from experiments import morph
+
+META = torch.device("meta")                                    # shapes without numbers
+
+
+class Counter(TorchDispatchMode):
+    """Adds up the work of all convolutions and products that are computed."""
+
+    flop = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if work := flop_registry.get(function._overloadpacket):
+            self.flop += work(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def counted(r1_factor):
+    """GFLOP of one image in one step at 32 px, as torch counts the operations that really come."""
+    with META:
+        G, D = models.make_generator(benchmark.PAPER), models.make_discriminator(benchmark.PAPER)
+        reals = torch.empty(4, 3, 32, 32)
+        z, mixes = torch.empty(2, 4, 2, 512), torch.zeros(2, 4, 8, dtype=torch.long)
+        with Counter() as counter:
+            train.training_step(G, D, train.new_adam(G), train.new_adam(D), reals, z, mixes, 1.0,
+                                r1_factor, 1, machine.Team(META))
+    return counter.flop / 4 / 1e9
+
+
+def test_the_work_of_a_step_is_counted_right():
+    """Lesson: forward 1, two gradients 2, R1 3 more: with that one can compute how long a run takes
+    on any machine. (0.3 % off: filters, colours and styles are left out.)"""
+    with_r1, without = benchmark.work_of_a_step(32)
+    assert with_r1 == pytest.approx(counted(5.0), rel=0.01)
+    assert without == pytest.approx(counted(None), rel=0.01)
+    assert with_r1 > 1.2 * without                             # control: far more than 1 %
+
+
+@pytest.mark.parametrize("plan", [lambda: convert.plan(0.5, None), lambda: morph.plan(0.5)])
+def test_every_command_of_an_experiment_can_be_typed(plan):
+    """Lesson: an option that was renamed is found now, and not after an hour of training."""
+    jobs, typed = plan(), 0
+    for command, needed, result in jobs.values():
+        words = [str(word) for word in command]
+        assert all(any(file == job[2] for job in jobs.values()) for file in needed)
+        if words[0] == "experiments/morph.py":                 # it runs train.py in its own process
+            words = ["train.py", *words[3:]]
+        if words[0] == "train.py":
+            wanted = options.parse_args(words[1:])
+            if "resume" not in wanted:
+                options.complete_options(
+                    {k: v for k, v in wanted.items() if k not in ("out", "device")},
+                    torch.device("cpu"))
+        else:
+            {"convert_resolution.py": convert_resolution,
+             "evaluate.py": evaluate}[words[0]].parse_args(words[1:])
+        typed += 1
+    assert typed == len(jobs) > 8
+    with pytest.raises(SystemExit):                            # control
+        options.parse_args(["--fade-kilo", "1"])

@@ -1,0 +1,570 @@
+"""workshop/run.py: the folder, the log, the samples and the end of a run; and whole runs,
+as a user meets them."""
+
+import copy
+import functools
+import json
+import math
+import os
+import pathlib
+import signal
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate
+import stylegan_dataloader as data
+import tiny
+import train
+from conftest import refused, relative
+from tiny import deterministic, differences, finish, start, torchrun
+from workshop import checkpoints, machine, pictures, run
+from workshop.options import Table
+
+# ---- 1. the sample grid ----
+
+
+def test_every_grid_shows_the_same_z_and_its_last_row_is_mixed():
+    """Lesson: a face can be watched from 4x4 on; all but the last row take one style."""
+    o = types.SimpleNamespace(resolution=16, seed=3, styles_to_mix=2, latent_dim=8)
+    samples = run.new_samples(o)
+    torch.manual_seed(99)
+    assert differences(samples, run.new_samples(o)) == []
+    assert samples["z"].shape == (48, 2, 8) and samples["style_index"].shape == (48, 6)
+    assert (samples["style_index"][:-8] == 0).all() and (samples["style_index"][-8:, -1] == 1).all()
+    for r, columns, rows in ((32, 8, 6), (512, 8, 4), (1024, 4, 2)):
+        o.resolution = r
+        large = run.new_samples(o)
+        assert large["columns"] == columns and len(large["z"]) == rows * columns
+        assert columns * r <= 4096
+
+
+def test_a_grid_has_the_final_size_from_the_start():
+    """Lesson: each place of the grid is that image of G_ema, enlarged by copying pixels."""
+    G = tiny.networks()[0].eval()
+    o = types.SimpleNamespace(resolution=16, seed=3, styles_to_mix=2, latent_dim=8)
+    samples = run.new_samples(o)
+    grid = run.sample_grid(G, samples, 8, 0.5, torch.device("cpu"))
+    assert grid.shape == (6 * 16, 8 * 16, 3) and grid.dtype == np.uint8
+    one = G(samples["z"][42:43], samples["style_index"][42:43], noise_mode="const", resolution=8,
+            alpha=0.5)                                         # row 5, place 2
+    wanted = data.to_pixels(one)[0].numpy().repeat(2, axis=0).repeat(2, axis=1)
+    found = grid[5 * 16:6 * 16, 2 * 16:3 * 16].astype(int)
+    assert np.abs(found - wanted).max() <= 1                   # sums of one image or of eight
+
+
+# ---- 2. time ----
+
+
+def test_the_time_that_is_left_is_that_of_the_stages_to_come():
+    stages = train.plan_stages(4, 16, Table({4: 1}), Table({4: 2}))
+    speeds = {4: 1.0, 8: 10.0, 16: 100.0}              # 4: 0-2000; 8: 2000-5000; 16: from 5000
+    assert run.seconds_left(0, stages, speeds, 6000) == 2000 + 30_000 + 100_000
+    assert run.seconds_left(4500, stages, speeds, 5001) == 5000 + 100
+    assert run.seconds_left(1000, stages, {4: 1.0}, 1500) == 500
+    assert run.clock(59.6) == "1:00" and run.clock(4215) == "1:10:15"
+    assert run.clock(86400 + 5) == "1 d 0:00:05"
+
+
+def test_what_is_crossed_does_not_depend_on_where_a_run_began():
+    steps = [nimg for nimg in range(8, 200, 8) if run.crossed(nimg, 8, 0.05)]
+    assert steps == [56, 104, 152]
+    assert not run.crossed(8, 8, 0.05) and run.crossed(50, 8, 0.05)
+
+
+def test_the_second_signal_of_a_kind_does_not_wait():
+    """Lesson: after Ctrl-C torchrun sends SIGTERM by itself, which is no second Ctrl-C."""
+    stop = run.StopRequest()
+    stop(signal.SIGINT, None)
+    stop(signal.SIGTERM, None)
+    assert stop.signal == signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGINT, None)
+
+
+# ---- 3. the folder ----
+
+
+def test_a_run_gets_the_next_number_and_a_checkpoint_goes_on_in_its_own_folder(
+        tmp_path, monkeypatch):
+    """Lesson: only checkpoint.pt goes on in its folder, and only with settings.json beside it."""
+    monkeypatch.chdir(tmp_path)
+    assert run.make_run_folder(None, "faces", None) == pathlib.Path("runs/00000-faces")
+    (tmp_path / "runs" / "00007-other").mkdir()
+    assert run.make_run_folder(None, "faces", None) == pathlib.Path("runs/00008-faces")
+    own = pathlib.Path("runs/00000-faces/checkpoint.pt")
+    assert run.make_run_folder(None, "faces", own).name == "00009-faces"   # a copy of it
+    (own.parent / "settings.json").write_text("{}")
+    assert run.make_run_folder(None, "faces", own) == own.parent
+    assert run.make_run_folder(None, "faces", own.with_name("checkpoint-8.pt")) != own.parent
+    assert run.make_run_folder(pathlib.Path("my/own"), "faces", own) == pathlib.Path("my/own")
+
+
+def test_lines_after_the_checkpoint_are_forgotten(tmp_path):
+    """Lesson: also the half of a line that a killed run left, and a line that is none."""
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"nimg": 100}\n{"nimg"\n[1]\n{"nimg": 200}\n{"nimg": 300}\n{"nimg": 20')
+    run.forget_later_lines(log, 200)
+    assert log.read_text() == '{"nimg": 100}\n{"nimg": 200}\n'
+    assert list(tmp_path.iterdir()) == [log]
+
+
+def test_damaged_settings_are_put_aside(tmp_path):
+    """Lesson: they are for the reader; the checkpoint is what a run goes on from."""
+    o = types.SimpleNamespace(resume=pathlib.Path("x.pt"), command="python train.py", typed={},
+                              device="cpu")
+    for _ in range(2):
+        run.write_settings(tmp_path, o, 1, 800)
+    path = tmp_path / "settings.json"
+    assert [part["nimg"] for part in json.loads(path.read_text())["resumed"]] == [800, 800]
+    path.write_text('{"repeat": "pyth')
+    run.write_settings(tmp_path, o, 1, 900)
+    assert [part["nimg"] for part in json.loads(path.read_text())["resumed"]] == [900]
+    assert (tmp_path / "settings.json.damaged").read_text() == '{"repeat": "pyth'
+
+
+# ---- 4. the run ----
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return tiny.save_pictures(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory):
+    """A short run, made in this process, in the folder runs/00000-photos: (folder, what its steps
+    returned, which resolutions were rehearsed)."""
+    folder, said, rehearsed, here = tmp_path_factory.mktemp("run"), [], [], os.getcwd()
+    step, rehearse = train.training_step, machine.rehearse
+
+    def watch(*arguments):
+        said.append(step(*arguments))
+        return said[-1]
+
+    def watch_rehearsal(one, resolutions, *rest):
+        found = rehearse(one, resolutions, *rest)
+        rehearsed.extend(resolutions)
+        said.clear()                                           # these are not the run's
+        return found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "training_step", watch)
+        patch.setattr(machine, "rehearse", watch_rehearsal)
+        os.chdir(folder)
+        try:
+            assert train.main(["--data", str(photos), *tiny.RUN]) == 0
+        finally:
+            os.chdir(here)
+    return folder / "runs" / "00000-photos", said, rehearsed
+
+
+def test_a_run_leaves_what_the_readme_promises(finished):
+    folder, _, rehearsed = finished
+    assert rehearsed == [4, 8, 16]
+    names = {path.name for path in folder.iterdir()}
+    assert {"settings.json", "log.jsonl", "samples", "checkpoint.pt", "checkpoint-4.pt",
+            "checkpoint-8.pt", "checkpoint-16.pt"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    lines = tiny.log_of(folder)
+    assert lines[-1]["nimg"] == 600 and lines[-1]["resolution"] == 16 and lines[-1]["alpha"] == 1
+    assert {line["phase"] for line in lines} == {"fade", "stabilize"}
+    for key in (*run.LOGGED, "images_per_second", "seconds_per_kimg", "peak_memory_mb"):
+        assert all(key in line for line in lines)
+    grids = sorted((folder / "samples").glob("0*.png"))
+    assert [g.name for g in grids] == ["000000200.png", "000000400.png", "000000600.png"]
+    for grid in (*grids, folder / "samples" / "reals.png"):
+        assert Image.open(grid).size == (8 * 16, 6 * 16)       # the final size, also at 8 px
+    kept = checkpoints.load_networks(folder / "checkpoint-8.pt", torch.device("cpu"))
+    assert (kept.resolution, kept.alpha) == (8, 1.0)
+    assert kept.networks["generator_ema"].synthesis.resolution == 16
+
+
+def test_the_log_means_what_it_says(finished):
+    """Lesson: each number is the mean over the steps since the line before; r1 that over the steps
+    which computed it; alpha and the resolution are those of the last step."""
+    folder, said, _ = finished
+    stages = train.plan_stages(4, 16, Table({4: 0.1}), Table({4: 0.1}))
+    begin, lines = 0, tiny.log_of(folder)
+    assert lines[-1]["step"] == len(said)
+    for line in lines:
+        steps = torch.stack(said[begin:line["step"]])
+        begin = line["step"]
+        for k, name in enumerate(run.LOGGED[:-1]):
+            assert line[name] == pytest.approx(steps[:, k].mean().item(), rel=1e-5)
+        of_r1 = steps[steps[:, 5] == 1]
+        assert (line["r1"] is None) == (len(of_r1) == 0)
+        if len(of_r1):
+            assert line["r1"] == pytest.approx(of_r1[:, 4].mean().item(), rel=1e-5)
+        before = line["nimg"] - (8 if line["resolution"] < 16 else 4)
+        stage = train.stage_at(before, stages)
+        assert line["alpha"] == train.alpha_at(before, stage)
+        assert line["resolution"] == stage.resolution
+        assert line["seconds_per_kimg"] == pytest.approx(1000 / line["images_per_second"])
+    # Controls: steps differ, and there were some without R1.
+    assert len({step[0].item() for step in said}) > 50 and 0 < sum(s[5] for s in said) < len(said)
+
+
+def test_settings_json_repeats_the_run(finished, tmp_path, monkeypatch):
+    repeat = json.loads((finished[0] / "settings.json").read_text())["repeat"]
+    assert repeat.startswith("python train.py --")
+    monkeypatch.chdir(tmp_path)
+    tiny.no_rehearsal(monkeypatch)
+    (tmp_path / "again.txt").write_text("# a comment\n" + repeat.removeprefix("python train.py "))
+    assert train.main(["@again.txt", "--device", "cpu", "--out", "again", "--total-kimg",
+                       "0.3"]) == 0                            # no longer than to the end of 8 px
+    first, second = (checkpoints.load_checkpoint(path) for path in (
+        finished[0] / "checkpoint-8.pt", tmp_path / "again" / "checkpoint.pt"))
+    assert differences(first["generator"], second["generator"]) == []
+
+
+def test_resuming_refuses_what_it_cannot_do(finished, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kept = finished[0] / "checkpoint.pt"
+    whole = checkpoints.load_checkpoint(kept)
+    checkpoints.save_checkpoint(tmp_path / "g.pt", {
+        key: whole[key] for key in ("settings", "generator_ema")})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("years of work")
+    for typed, message in [
+            (["--resume", kept], "is finished; a larger --total-kimg"),
+            (["--resume", kept, "--resolution", 32], "keeps its shape"),
+            (["--resume", kept, "--growth", "morph"], "grows the other way"),
+            (["--resume", tmp_path / "g.pt"], "not a run to resume"),
+            (["--out", tmp_path / "full"], "not an empty folder")]:
+        code, said = refused(train.main, typed, capsys)
+        assert code == 2 and message in said
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "years of work"
+
+
+def test_resuming_an_older_checkpoint_starts_a_new_folder(finished, tmp_path, monkeypatch):
+    """Lesson: checkpoint-8.pt is kept for comparisons; going on from it must not overwrite the
+    longer run that it lies in."""
+    monkeypatch.chdir(tmp_path)
+    tiny.no_rehearsal(monkeypatch)
+    before = {p: p.read_bytes() for p in finished[0].rglob("*") if p.is_file()}
+    assert train.main(["--resume", str(finished[0] / "checkpoint-8.pt"), "--device", "cpu",
+                       "--total-kimg", "0.45"]) == 0
+    assert {p: p.read_bytes() for p in finished[0].rglob("*") if p.is_file()} == before
+    assert (tmp_path / "runs" / "00000-photos" / "checkpoint.pt").exists()
+
+
+def test_a_run_that_ends_before_its_last_resolution_says_so(photos, tmp_path, monkeypatch, capsys):
+    """Lesson: and of what was too slow to be tried, too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(machine, "rehearse", lambda step, resolutions, *rest: (
+        {r: 1.0 for r in resolutions}, resolutions[1:]))
+    assert train.main(["--data", str(photos), *tiny.RUN, "--total-kimg", "0.12"]) == 0
+    said = capsys.readouterr().out
+    assert "note: --total-kimg 0.12 ends at 8 px, before 16 px is reached" in said
+    assert "note: not tried, since a step would take too long: 8 px" in said
+    assert "measured, images/s: 1.0 at 4 px; this run" in said
+
+
+def test_too_little_memory_is_found_out_before_the_folder_is_made(photos, tmp_path, monkeypatch,
+                                                                  capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def step(*arguments):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
+    monkeypatch.setattr(train, "training_step", step)
+    code, said = refused(train.main, ["--data", photos, *tiny.RUN], capsys)
+    assert code == 2 and "not enough memory for --batch 4:8,16:4" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_rehearsal_leaves_the_run_as_it_was(photos, tmp_path, monkeypatch):
+    """Lesson: it learns on copies; a run that was rehearsed has the bits of one that was not."""
+    ends = []
+    for rehearsed in (True, False):
+        if not rehearsed:
+            tiny.no_rehearsal(monkeypatch)
+        out = tmp_path / str(rehearsed)
+        assert train.main(["--data", str(photos), *tiny.RUN, "--total-kimg", "0.15", "--cache",
+                           str(tmp_path / "cache"), "--out", str(out)]) == 0
+        ends.append(checkpoints.load_checkpoint(out / "checkpoint.pt"))
+    assert differences(*ends) == []
+
+
+# ---- 5. stopping, and going on ----
+
+
+def wait_for(folder, condition, process):
+    """Poll log.jsonl until a line satisfies the condition."""
+    log = folder / "log.jsonl"
+    for _ in range(6000):
+        if log.exists():
+            lines = [json.loads(x) for x in log.read_text().splitlines(True) if x.endswith("\n")]
+            if any(condition(line) for line in lines):
+                return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError("waited in vain")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send SIGTERM to be caught")
+def test_a_killed_and_resumed_run_ends_with_the_same_bits(photos, finished, tmp_path,
+                                                          monkeypatch):
+    """Lesson: SIGTERM in the middle of a fade, then kill -9 at no particular moment, then Ctrl-C:
+    in the end G, D, G_ema, both Adams, the log and the sample grids are those of a quiet run (that
+    was started in another way, and without workers)."""
+    folder = tmp_path / "stormy"
+    begin = ["--data", photos, *tiny.RUN, "--workers", "2"]
+    resume = ["--resume", folder / "checkpoint.pt"]
+
+    process = start(*begin, "--out", folder, cwd=tmp_path, start_new_session=True)
+    wait_for(folder, lambda line: line["phase"] == "fade" and line["resolution"] == 8, process)
+    os.killpg(process.pid, signal.SIGTERM)                     # its workers get the signal, too
+    out, _ = finish(process, 143)
+    stopped = checkpoints.load_checkpoint(folder / "checkpoint.pt")["progress"]
+    assert stopped["phase"] == "fade" and 0 < stopped["alpha"] < 1
+    assert "--resume" in out
+
+    process = start(*resume, cwd=tmp_path)
+    wait_for(folder, lambda line: line["nimg"] > stopped["nimg"] + 100, process)
+    process.kill()                                             # nothing can be caught here
+    process.communicate()
+
+    process = start(*resume, cwd=tmp_path)
+    wait_for(folder, lambda line: line["nimg"] > 420, process)
+    process.send_signal(signal.SIGINT)
+    finish(process, 130)
+    tiny.no_rehearsal(monkeypatch)
+    assert train.main([str(word) for word in (*resume, "--device", "cpu")]) == 0
+
+    quiet, stormy = (checkpoints.load_checkpoint(f / "checkpoint.pt")
+                     for f in (finished[0], folder))
+    assert quiet["options"].pop("workers") == 0 and stormy["options"].pop("workers") == 2
+    for end in (quiet, stormy):
+        del end["options"]["cache"]                            # in the folder that each began in
+    assert differences(quiet, stormy) == []
+    assert deterministic(finished[0]) == deterministic(folder)
+    for picture in (finished[0] / "samples").iterdir():
+        assert picture.read_bytes() == (folder / "samples" / picture.name).read_bytes()
+    assert len(json.loads((folder / "settings.json").read_text())["resumed"]) == 3
+
+
+def test_another_seed_ends_elsewhere(photos, finished, tmp_path, monkeypatch):
+    """Control for the test above: `differences` sees each part that a step changes."""
+    tiny.no_rehearsal(monkeypatch)
+    assert train.main(["--data", str(photos), *tiny.RUN, "--seed", "1", "--total-kimg", "0.1",
+                       "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "other")]) == 0
+    found = differences(checkpoints.load_checkpoint(finished[0] / "checkpoint-4.pt"),
+                        checkpoints.load_checkpoint(tmp_path / "other" / "checkpoint.pt"))
+    for part in ("generator", "discriminator", "generator_ema", "optimizer_g", "optimizer_d"):
+        assert any(path.startswith(f"/{part}/") for path in found), part
+
+
+def workers_of(process):
+    """Process ids of the training processes that a torchrun has started, on Linux."""
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children
+            if "train.py" in pathlib.Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes to kill in /proc")
+def test_torchrun_shares_the_work_survives_a_kill_and_goes_on_with_another_number(
+        photos, tmp_path, monkeypatch):
+    """Lesson: a killed process ends all, --max-restarts goes on by itself from the last checkpoint
+    to the same end, and one process may finish what two have begun."""
+    asked = ["--data", photos, *tiny.RUN, "--resolution", "8", "--total-kimg", "0.4"]
+    finish(torchrun(2, *asked, "--out", tmp_path / "quiet", cwd=tmp_path))
+    quiet = checkpoints.load_checkpoint(tmp_path / "quiet" / "checkpoint.pt")
+    lines = deterministic(tmp_path / "quiet")
+    assert [line["nimg"] for line in lines] == sorted({line["nimg"] for line in lines})
+
+    folder = tmp_path / "stormy"
+    process = torchrun(2, *asked, "--out", folder, cwd=tmp_path, restarts=1)
+    wait_for(folder, lambda line: line["nimg"] > 200, process)
+    os.kill(workers_of(process)[0], signal.SIGKILL)            # the one that writes
+    finish(process)
+    assert differences(quiet, checkpoints.load_checkpoint(folder / "checkpoint.pt")) == []
+    assert deterministic(folder) == lines
+    resumed = json.loads((folder / "settings.json").read_text())["resumed"]
+    assert len(resumed) == 1 and resumed[0]["nimg"] > 0        # control: it did start again
+
+    tiny.no_rehearsal(monkeypatch)
+    assert train.main(["--resume", str(tmp_path / "quiet" / "checkpoint-4.pt"), "--out",
+                       str(tmp_path / "alone"), "--device", "cpu"]) == 0
+    alone = checkpoints.load_checkpoint(tmp_path / "alone" / "checkpoint.pt")
+    assert alone["progress"]["nimg"] == quiet["progress"]["nimg"] == 400
+    # The same z and pictures; but other noise, and sums in another order.
+    name = "synthesis.to_rgb.8.weight"
+    assert relative(alone["generator"][name], quiet["generator"][name]) < 0.2
+
+
+def explode(monkeypatch, at, how):
+    """From now on step number `at` goes wrong. how: "loss" or "gradient"."""
+    right, calls = train.generator_loss, []
+
+    def loss(scores):
+        calls.append(1)
+        if len(calls) == at:
+            if how == "loss":
+                return right(scores) * math.nan
+            scores.register_hook(lambda gradient: gradient * math.nan)
+        return right(scores)
+    monkeypatch.setattr(train, "generator_loss", loss)
+
+
+@pytest.mark.parametrize("how, checkpoint_kimg, last_good", [("loss", "0.07", 18),
+                                                             ("gradient", "0.208", 13)])
+def test_a_run_that_explodes_stops_and_keeps_the_last_good_checkpoint(
+        how, checkpoint_kimg, last_good, photos, tmp_path, capsys, monkeypatch):
+    """Lesson: NaN spreads to all weights in one step; a checkpoint written then is no use. Either
+    a loss is NaN in step 26, at 208 images, and the run stops there, though nothing would be kept
+    before 216. Or all losses are finite, but not the weights, in a step that is to be kept."""
+    monkeypatch.chdir(tmp_path)
+    tiny.no_rehearsal(monkeypatch)
+    explode(monkeypatch, 26, how)
+    assert train.main(["--data", str(photos), *tiny.RUN, "--checkpoint-kimg", checkpoint_kimg,
+                       "--out", "run"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    for word in ("step 26,", "0.208 kimg", "8 px", "alpha", "no longer finite", "--learning-rate",
+                 f"{pathlib.Path('run/checkpoint.pt')} is from before that"):
+        assert word in said, said
+    kept = checkpoints.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert kept["progress"]["step"] == last_good
+    for part in ("generator", "discriminator", "generator_ema"):
+        assert all(tensor.isfinite().all() for tensor in kept[part].values())
+    assert tiny.log_of(tmp_path / "run")[-1]["nimg"] == 200
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.no_rehearsal(monkeypatch)
+    save, kept = checkpoints.save_checkpoint, []
+
+    def full(path, state):
+        if len(kept) == 1:
+            raise OSError(28, "No space left on device")
+        kept.append(state["progress"]["nimg"])
+        save(path, state)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", full)
+    code, said = refused(train.main, ["--data", photos, *tiny.RUN, "--out", "run"], capsys)
+    assert code == 1 and "cannot write a checkpoint" in said and "No space left" in said
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # the handlers are given back
+    progress = checkpoints.load_checkpoint(tmp_path / "run" / "checkpoint.pt")["progress"]
+    assert progress["nimg"] == kept[0] > 0
+
+
+def test_adams_flags_follow_the_device_and_not_the_checkpoint():
+    """Lesson: a Mac's checkpoint says "not fused"; here the optimizer stays as it was made. All
+    else is the checkpoint's: the moments, and the rate."""
+    layer = torch.nn.Linear(2, 2)
+    of_a_mac = torch.optim.Adam(layer.parameters(), lr=0.5, betas=(0.0, 0.99), fused=None,
+                                foreach=True)
+    layer(torch.ones(1, 2)).sum().backward()
+    of_a_mac.step()
+    here = train.new_adam(layer)
+    assert here.param_groups[0]["fused"] is True
+    run.load_adam(here, copy.deepcopy(of_a_mac.state_dict()))
+    group = here.param_groups[0]
+    assert (group["fused"], group["foreach"], group["lr"]) == (True, None, 0.5)
+    assert torch.equal(here.state[layer.weight]["exp_avg_sq"],
+                       of_a_mac.state[layer.weight]["exp_avg_sq"])
+    here.step()
+    other = train.new_adam(layer)                              # control: torch's own way
+    other.load_state_dict(of_a_mac.state_dict())
+    assert other.param_groups[0]["fused"] is None
+
+
+# ---- 6. measuring on the way ----
+
+
+@pytest.fixture
+def few_faces(monkeypatch, tmp_path):
+    """400 painted faces instead of 10,000, short searches; runs land in the current folder."""
+    monkeypatch.setattr(pictures, "PAINTED_FACES", 400)
+    monkeypatch.setattr(evaluate, "Settings", functools.partial(evaluate.Settings, dg_steps=5))
+    tiny.no_rehearsal(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+
+def measured(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in line if key != "seconds"} for line in lines]
+
+
+def test_a_run_that_is_measured_ends_with_the_bits_of_one_that_is_not(few_faces, tmp_path):
+    """Lesson: both hold the same pictures out; one is measured four times, the other only at its
+    end: the networks, Adams and logs are the same. Interrupted and resumed it has the same numbers
+    in metrics.jsonl. A run that holds nothing out sees other pictures."""
+    short = [*tiny.RUN, "--resolution", "8", "--total-kimg", "0.4"]
+    for name, kimg in (("often", "0.1"), ("once", "100")):
+        assert train.main([*short, "--evaluate-kimg", kimg, "--out", name]) == 0
+    often, once = (checkpoints.load_checkpoint(tmp_path / name / "checkpoint.pt")
+                   for name in ("often", "once"))
+    del often["options"], once["options"]
+    assert differences(often, once) == []
+    assert deterministic(tmp_path / "often") == deterministic(tmp_path / "once")
+    lines = measured(tmp_path / "often")
+    assert [line["nimg"] for line in lines] == [104, 200, 304, 400]
+    assert [line["resolution"] for line in lines] == [4, 8, 8, 8]
+    assert all(line["value"] > 0 for line in lines)
+    assert measured(tmp_path / "once") == lines[-1:]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    board = EventAccumulator(str(tmp_path / "often")).Reload()
+    logged = board.Scalars("metrics/duality_gap")
+    assert [scalar.step for scalar in logged] == [line["nimg"] for line in lines]
+    assert [scalar.value for scalar in logged] == pytest.approx([line["value"] for line in lines])
+
+    # Cut in the middle of the fade, at 152 of 100..200, and resumed.
+    early = [*short, "--evaluate-kimg", "0.1", "--total-kimg", "0.152", "--out", "early"]
+    assert train.main(early) == 0
+    assert train.main(["--resume", "early/checkpoint.pt", "--total-kimg", "0.4", "--device",
+                       "cpu"]) == 0
+    assert [line for line in measured(tmp_path / "early") if line["nimg"] != 152] == lines
+
+    assert train.main([*short, "--out", "all"]) == 0                    # control
+    every = checkpoints.load_checkpoint(tmp_path / "all" / "checkpoint.pt")
+    assert every["progress"]["split"] is None and not (tmp_path / "all" / "metrics.jsonl").exists()
+    assert differences(every["generator"], often["generator"]) != []
+
+
+def test_what_was_held_out_stays_held_out(few_faces, tmp_path, capsys, monkeypatch):
+    """Lesson: of every picture that training asks for, none is of the adversary or test part; and a
+    run whose pictures have all been seen, or have changed, cannot hold any out."""
+    asked, read = [], data.PictureDataset.__getitems__
+
+    def watch(dataset, samples):
+        asked.extend(dataset.numbers.tolist())
+        return read(dataset, samples)
+    monkeypatch.setattr(data.PictureDataset, "__getitems__", watch)
+    short = [*tiny.RUN, "--resolution", "4", "--total-kimg", "0.1"]
+    monkeypatch.setattr(evaluate, "prepare", lambda *args: lambda *args: [])   # training alone
+    assert train.main([*short, "--evaluate-kimg", "1", "--seed", "7", "--out", "run"]) == 0
+    progress = checkpoints.load_checkpoint(tmp_path / "run" / "checkpoint.pt")["progress"]
+    assert progress["split"] == {"seed": 7, "images": 400}
+    parts = pictures.split_pictures(400, 7)
+    assert set(asked) == set(parts["training"].tolist()) and len(set(asked)) == 320
+    asked.clear()
+    # Resumed, also without the option, the same ones stay out.
+    assert train.main(["--resume", "run/checkpoint.pt", "--total-kimg", "0.2", "--device",
+                       "cpu"]) == 0
+    assert set(asked) == set(parts["training"].tolist())
+    asked.clear()
+    assert train.main([*short, "--out", "all"]) == 0
+    assert set(asked) == set(range(400))                                   # control
+    code, said = refused(train.main, ["--resume", "all/checkpoint.pt", "--total-kimg", "1",
+                                      "--evaluate-kimg", "1"], capsys)
+    assert code == 2 and "has learned from all of its pictures" in said
+    find = pictures.find_pictures
+    monkeypatch.setattr(pictures, "find_pictures", lambda p: find(p)._replace(stamp="other"))
+    code, said = refused(train.main, ["--resume", "run/checkpoint.pt", "--total-kimg", "1"], capsys)
+    assert code == 2 and "have changed since some were held out" in said
+
+
+def test_a_measurement_that_cannot_work_is_refused_at_the_start(few_faces, tmp_path, capsys):
+    for typed, message in ((["--evaluate-metrics", "beauty"], "'beauty' is none of"),
+                           (["--evaluate-metrics", "kid", "--evaluate-features", "no.pt"],
+                            "no.pt: no such file")):
+        code, said = refused(train.main, [*tiny.RUN, "--evaluate-kimg", "0.1", *typed, "--out",
+                                          "run"], capsys)
+        assert code == 2 and message in said
+        assert not (tmp_path / "run").exists()

@@ -1,0 +1,448 @@
+"""machine.py: devices, precision, memory, compiled programs, several processes, seeds.   (workshop)
+
+Used by: all scripts. Nothing here knows what a StyleGAN is.
+Needs:   torch, numpy. Importing this file reads no file, no argv, no clock.
+
+  1. the device       which one, how a network lies in its memory, how many cores there are
+  2. precision        fp32, tf32, bf16, put around the networks from outside; torch.compile likewise
+  3. the team         the processes of one torchrun command, each with its part of every batch
+  4. random numbers   all those of a step are a function of (seed, step, process)
+  5. time and memory  how long a run will take, whether it fits, how much it took
+"""
+
+import contextlib
+import ctypes
+import datetime
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from workshop import UserError
+
+# ---- 1. The device ---------------------------------------------------------------------------
+
+
+def pick_device(name=None):
+    """torch.device by name, or the best there is.   Errors: UserError if it cannot compute."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else (
+            "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()            # "meta" has no numbers to give back
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)                  # "cuda:1": also for its random numbers
+    return device
+
+
+def memory_format(device):
+    """How images lie in memory: channels_last, the C numbers of a pixel together; NCHW on MPS.
+
+    Fast convolutions are written for channels_last. It adds up in another order, so results differ
+    in their last bits.
+    [MACHINE] CPU (measured) and CUDA (not measured). On MPS several silent errors with memory
+              formats were open in PyTorch (issues 175189, 107214), and nobody has run this there.
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def place(network, device):
+    """The network on the device, in its memory format."""
+    return network.to(device, memory_format=memory_format(device))
+
+
+def send(tensor, device):
+    """The tensor on the device. On CUDA the CPU does not wait for the copy.
+
+    Only there: on MPS such a copy may read memory that was given back in the meantime, without an
+    error (PyTorch issues 189690, 139550).
+    Proved: tests/test_machine.py::test_only_cuda_copies_without_waiting
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def cores():
+    """How many CPU cores this process may use, which in a container is less than there are.
+
+    [MACHINE] Linux: the cores it is bound to, and the quota of its control group; elsewhere all.
+    Proved: tests/test_machine.py::test_cores_are_those_the_process_may_use
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, -(-int(quota) // int(period)))              # rounded up
+    except (OSError, ValueError):                      # no such file, or "max": no limit
+        pass
+    return max(1, count or 1)
+
+
+def keep_freed_memory():
+    """Let the C library keep the memory that tensors give back, instead of returning it.
+
+    Why:    Linux hands out memory page by page, emptied, at the first touch of each 4 kB. A step
+            makes and drops a few hundred large tensors, and each would be emptied anew.
+    How:    two settings of glibc: large blocks come from the heap, too, and not one by one from the
+            system, to which they would go back (M_MMAP_MAX 0); and the heap is never trimmed
+            (M_TRIM_THRESHOLD -1, which glibc documents as "off"). PyTorch is told to ask for huge
+            pages (MADV_HUGEPAGE) for tensors of 2 MB and more. That does nothing where
+            /sys/kernel/mm/transparent_hugepage/enabled says "never".
+    [MACHINE] Linux with glibc: experiments/benchmark.py memory measures time and memory with and
+              without. What is kept is kept until the end of the run. Elsewhere nothing is done.
+    Proved: tests/test_machine.py::test_freed_memory_is_kept
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")         # read at the first large tensor
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: 0)
+        mallopt(-4, 0)                                         # M_MMAP_MAX
+        mallopt(-1, -1)                                        # M_TRIM_THRESHOLD
+
+
+# ---- 2. Precision ----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def in_float32():
+    """Within the block no product is rounded to TF32; afterwards all is as it was.
+
+    Proved: tests/test_machine.py::test_in_float32_switches_tf32_off_and_on_again
+    """
+    products = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products[0])
+        torch.backends.cudnn.allow_tf32 = products[1]
+
+
+def set_precision(G, D, precision):
+    """fp32, tf32 or bf16, of convolutions only (--precision).
+
+    tf32:   NVIDIA's float32 with 10 bits of mantissa instead of 23, inside of convolutions. Matrix
+            products stay float32: the mapping network, the styles, the sums of AdaIN, the minibatch
+            stddev. They cost next to nothing, and the variance of AdaIN would suffer.
+    bf16:   the blocks get bfloat16 images and hand them on; weights are stored in float32 and
+            rounded where they are used (`convolve` takes the precision of its input). The mapping
+            network, the styles, the sums of AdaIN, to_rgb, from_rgb, G's 4x4 block up to its result
+            and D's 4x4 block stay float32. bfloat16 has the range of float32, so no gradient
+            vanishes and no loss needs to be scaled.
+    How:    hooks, which torch calls before and after a module. So no forward pass knows of it.
+    Proved: tests/test_machine.py::test_low_precision_is_near_and_its_sensitive_parts_are_float32,
+            ::test_tf32_is_for_convolutions_only
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    if precision == "bf16":
+        for block in G.synthesis.blocks.values():
+            block.register_forward_hook(_result_in_bfloat16)
+        for layer in G.synthesis.to_rgb.values():
+            layer.register_forward_pre_hook(_input_in_float32)
+        for layer in D.from_rgb.values():
+            layer.register_forward_hook(_result_in_bfloat16)
+        D.blocks["4"].register_forward_pre_hook(_input_in_float32)
+
+
+def _result_in_bfloat16(module, inputs, result):
+    return result.to(torch.bfloat16)
+
+
+def _input_in_float32(module, inputs):
+    return inputs[0].float(), *inputs[1:]
+
+
+def compile_blocks(G, D, backend="inductor"):
+    """Let torch.compile turn each block into a program, made at its first call (--compile).
+
+    Block by block, so that what lies between them is free: a growing network calls fewer or more of
+    them, and alpha, which changes in every step, is in none of them. torch.compile cannot
+    differentiate twice, so where R1 asks for that, in a call of D with images that need gradients
+    and weights that learn, D runs as it is written.
+    Proved: tests/test_machine.py::test_compiled_networks_have_the_same_gradients, with the backend
+            "aot_eager": the same derivatives, but not the programs that "inductor" writes.
+    """
+    torch._dynamo.config.cache_size_limit = 64                 # 8 are too few for so many layers
+    # The scale of a layer's weights never changes. Taken for a variable, it stops torch 2.6.
+    torch._dynamo.config.specialize_float = True
+    for block in [*G.synthesis.blocks.values(), *D.blocks.values()]:
+        block.compile(backend=backend)
+    D.register_forward_pre_hook(_as_written_for_r1)
+    D.register_forward_hook(_compiled_again, always_call=True)
+
+
+def _as_written_for_r1(D, inputs):
+    learns = next(D.parameters()).requires_grad and torch.is_grad_enabled()
+    if learns and inputs[0].requires_grad:
+        torch.compiler.set_stance("force_eager")
+
+
+def _compiled_again(D, inputs, scores):
+    torch.compiler.set_stance("default")
+
+
+# ---- 3. The team -----------------------------------------------------------------------------
+#
+# torchrun starts this program several times. All do the same, each with its part of every batch;
+# only the first one, the chief, writes and talks.
+
+
+class Team:
+    """The processes of one torchrun command, or one process alone.
+
+    Process `rank` of `processes` takes samples rank, rank + processes, rank + 2 processes, ... of a
+    batch, so that the groups of the minibatch stddev are those of one process.
+    """
+
+    def __init__(self, device):
+        self.device = device
+        self.rank = int(os.environ.get("RANK", 0))
+        self.processes = int(os.environ.get("WORLD_SIZE", 1))
+        self.chief = self.rank == 0
+
+    def say(self, *words, **options):
+        if self.chief:
+            print(*words, **options)
+
+    @contextlib.contextmanager
+    def first_here_first(self):
+        """The first process of each machine goes through the block before the others do."""
+        first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
+        if not first_here:
+            self.agreed(0)                             # waits for all
+        yield
+        if first_here:
+            self.agreed(0)
+
+    def agreed(self, value):
+        """The largest `value`, a number, of all processes. They must take the same decisions."""
+        if not dist.is_initialized():
+            return value
+        tensor = torch.tensor(float(value), dtype=torch.float64)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)             # on the CPU: no GPU waits for it
+        return tensor.item()
+
+    def mean(self, tensor):
+        """The mean over the processes, in place."""
+        if dist.is_initialized():
+            dist.all_reduce(tensor)
+            tensor /= self.processes
+        return tensor
+
+    def average_gradients(self, network, *buffers, parts=1):
+        """Replace every gradient by its mean over the processes and the parts of the batch.
+
+        Why:    the loss of a batch is the mean over its images, so its gradient is the mean of the
+                gradients of equal parts. All processes take the same step from the same weights
+                then, and remain the same.
+        Differs: DistributedDataParallel does this in pieces while the backward pass still runs,
+                which hides the time of sending. By default it wants one forward and one backward a
+                step and all parameters used. D has two of each and R1, and a growing network has
+                blocks that are not used yet; find_unused_parameters and no_sync answer that, with
+                more rules for the reader to know than these lines have.
+        Shapes: buffers: tensors to be averaged along, such as w_avg. parts: how many backward
+                passes were added up in the gradients (--accumulate).
+        Proved: tests/test_machine.py::test_two_processes_have_the_gradients_of_one
+        """
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        if parts > 1:
+            torch._foreach_div_(gradients, parts)
+        if dist.is_initialized():
+            _in_one_message(gradients + list(buffers), self.mean)
+
+    @torch.no_grad()
+    def share_weights(self, *networks):
+        """Give all processes the weights of the first: machines may round otherwise."""
+        if dist.is_initialized():
+            for network in networks:
+                _in_one_message(list(network.parameters()), lambda flat: dist.broadcast(flat, 0))
+
+    def leave(self, code):
+        """End this process of several at once. All must be written by now.
+
+        gloo's threads, taken down in order while another process still works, were seen to end a
+        finished run with an abort, rarely (torch 2.14, CPU; the cause was not found).
+        """
+        if dist.is_initialized():
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+        return code
+
+
+def _in_one_message(tensors, send):
+    """Apply `send`, in place, to all tensors as one flat tensor: one message instead of 100."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    send(flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [p.view(t.shape) for p, t in zip(parts, tensors)])
+
+
+def join(device):
+    """Meet the other processes of torchrun, if there are any. Returns the `Team`.
+
+    The time limit is for the first process of each machine, which may be packing pictures while
+    the others wait. Should one die, torchrun ends the others, whatever they wait for.
+    """
+    team = Team(device)
+    if team.processes > 1:
+        limit = datetime.timedelta(days=7)
+        store, rank, processes = next(dist.rendezvous("env://", timeout=limit))
+        # Each attempt has names of its own in the store, and reads nothing that dead ones left.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                                store=dist.PrefixStore(f"attempt {attempt}", store),
+                                rank=rank, world_size=processes, timeout=limit)
+    return team
+
+
+def device_of_this_process(name):
+    """`pick_device`, but under torchrun each process of a machine gets a GPU of its own."""
+    device = pick_device(name)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"--device {device}: torchrun needs CUDA or a CPU")
+        if device.type == "cuda":
+            device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    return device
+
+
+def interrupted_run(out):
+    """The folder in which an earlier attempt of the same torchrun command worked, or None.
+
+    torchrun starts all processes again after one of them died (--max-restarts).
+    """
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and launch_id():
+        for run in [out] if out else sorted(pathlib.Path("runs").glob("*-*")):
+            settings = run / "settings.json"
+            if settings.is_file() and (
+                    json.loads(settings.read_text()).get("launch") == launch_id()):
+                return run
+    return None
+
+
+def launch_id():
+    """What all attempts of one torchrun command have in common; None without torchrun.
+
+    It is torchrun's --rdzv-id, which --standalone makes up. Without either it is "none"; then
+    the process of torchrun itself tells commands apart, on one machine.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name != "none":
+        return name
+    alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return f"started by process {os.getppid()}" if alone else None
+
+
+# ---- 4. Random numbers -----------------------------------------------------------------------
+
+
+def draw_z(seed, step, team, shape):
+    """This process's share of the z of a step, and a seed for the noise inputs of the step.
+
+    Why:    all random numbers of a step are a function of (seed, step, process), so a resumed run
+            needs no saved state to go on with the same ones. With another number of processes z
+            stays the same; the noise maps do not.
+    How:    the z of the whole batch come from a generator that is seeded alike in every process,
+            and each takes its share. The noise inputs draw from torch's global generators, which
+            are seeded differently in each, or all would add the same noise.
+    Shapes: shape (2, N, K, latent) with N of the whole batch -> [2, N / processes, K, latent].
+    Proved: tests/test_machine.py::test_z_and_the_noise_of_each_process_are_different_numbers
+    """
+    # Number 0 is for z, the processes count from 1. (A shorter list would not do for z: numpy takes
+    # [seed, step] for [seed, step, 0], and z would be the numbers of the first one's noise.)
+    latents, noise = (
+        int(np.random.SeedSequence([seed, step, which]).generate_state(1, np.uint64)[0])
+        for which in (0, 1 + team.rank))
+    torch.manual_seed(noise)
+    generator = torch.Generator(team.device).manual_seed(latents)
+    z = torch.randn(shape, device=team.device, generator=generator)
+    return z[:, team.rank::team.processes]
+
+
+# ---- 5. Time and memory ----------------------------------------------------------------------
+
+
+def out_of_memory(error):
+    """Is this RuntimeError or MemoryError a device's or the computer's "no memory left"?"""
+    return isinstance(error, MemoryError) or bool(
+        re.search("out of memory|not enough memory|allocate memory", str(error)))
+
+
+def progress_bar(iterable=None, **options):
+    """A tqdm bar; silent where nobody looks, in a file or a pipe."""
+    from tqdm import tqdm                                      # slow to import, so not on top
+    return tqdm(iterable, **{"disable": None, "leave": False, **options})
+
+
+def rehearse(step, resolutions, batch, r1_interval, agreed, patience=20.0):
+    """({resolution: seconds an image}, resolutions that were not tried), from a few steps at each.
+
+    Why:    a run of days should say so at its start, and should run out of memory now, not when it
+            reaches its last resolution. But once a step is expected to take longer than `patience`
+            seconds, larger resolutions are guessed at 3 times the one below, and named.
+    step:   step(resolution, with_r1) makes one step, on copies, and waits for its end.
+    agreed: `Team.agreed`: the slowest of several processes counts.
+    Proved: tests/test_machine.py::test_the_rehearsal_names_what_it_did_not_try
+    """
+    def seconds(resolution, with_r1):
+        started = time.perf_counter()
+        step(resolution, with_r1)
+        return agreed(time.perf_counter() - started)
+
+    speeds, untried = {}, []
+    for r in resolutions:
+        if speeds and max(speeds.values()) * batch[r] > patience:
+            speeds[r] = 3 * speeds[max(speeds)]
+            untried.append(r)
+            continue
+        with_r1, without = seconds(r, True), seconds(r, False)
+        if with_r1 < patience / 10:                            # the first steps also warm up
+            with_r1, without = seconds(r, True), min(seconds(r, False), seconds(r, False))
+        speeds[r] = (without + (with_r1 - without) / r1_interval) / batch[r]
+    return speeds, untried
+
+
+def forget_peak_memory(device):
+    """Let `peak_memory_mb` begin anew, after the rehearsal. On a CPU: on Linux only.
+
+    What `keep_freed_memory` keeps would count for ever, so it is given back this once.
+    Proved: tests/test_machine.py::test_the_peak_is_that_of_training_and_not_of_the_rehearsal
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)(0)
+    try:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # 5: the peak (man proc)
+    except OSError:
+        pass
+
+
+def peak_memory_mb(device):
+    """The most memory this process has held since `forget_peak_memory`, in MB.
+
+    On MPS: what it holds now, since MPS keeps no record. On Windows without a GPU: None.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 1e6
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e3
+    except (OSError, TypeError):                       # not Linux
+        pass
+    try:
+        import resource                                        # not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB, but bytes on macOS
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3

@@ -1,0 +1,429 @@
+"""options.py: what can be typed behind a script's name, and what it means.   (workshop)
+
+Used by: all scripts.
+Needs:   torch. Importing this file reads no file, no argv, no clock.
+
+  1. for every script   parsers, tables by resolution, and one sentence for what goes wrong
+  2. train.py's options their help, the presets, the cross-checks
+  3. `read`             argv -> all that train.py was asked for, as plain attributes
+"""
+
+import argparse
+import math
+import os
+import pathlib
+import re
+import shlex
+import sys
+
+import torch
+
+import stylegan_models as models
+from workshop import UserError, checkpoints, machine
+
+# ---- 1. For every script ---------------------------------------------------------------------
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, but a mistake is answered by one line instead of the whole usage."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help explains)\n")
+
+
+def number_from(low, kind=int, high=math.inf):
+    """A parser of finite numbers from `low` to `high` for argparse."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not low <= value <= high or not math.isfinite(value):
+            limits = "finite" if low == -math.inf else (
+                f"a number, {low:g} or more" if high == math.inf else f"from {low:g} to {high:g}")
+            raise argparse.ArgumentTypeError(f"{text} must be {limits}")
+        return value
+    return parse
+
+
+class Table(dict):
+    """A number for every resolution: "32", or "4:128,8:64" (64 then stands for 8 px and above)."""
+
+    def __missing__(self, resolution):
+        return self[max((r for r in self if r <= resolution), default=min(self))]
+
+
+def read_table(text, kind=float):
+    """ "32" or "4:128,8:64" -> `Table` of numbers of type `kind`, none of them negative.
+
+    Errors: UserError if it is neither.
+    Proved: tests/test_options.py::test_tables_say_one_number_or_one_per_resolution
+    """
+    try:
+        pairs = [part.split(":") for part in str(text).split(",")]
+        if len(pairs) == 1 and len(pairs[0]) == 1:
+            pairs = [["4", pairs[0][0]]]
+        table = Table({int(r): kind(value) for r, value in pairs})
+    except ValueError:
+        raise UserError(f'{text!r} is neither a number nor a table like "4:128,8:64"') from None
+    if any(value < 0 or not math.isfinite(value) for value in table.values()):
+        raise UserError(f"{text!r} has a value below 0, or an infinite one")
+    return table
+
+
+def table_of(kind):
+    """A parser of `Table` texts for argparse, with numbers of type `kind`."""
+    def parse(text):
+        try:
+            return read_table(text, kind)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(error) from None
+    return parse
+
+
+def show(value):
+    """An option's value as it is typed: the opposite of parsing."""
+    if isinstance(value, dict):
+        pairs = [f"{r}:{show(v)}" for r, v in sorted(value.items())]
+        return ",".join(pairs) if len(pairs) > 1 else pairs[0].split(":")[1]
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def start(main, program, interrupted="stopped", argv=None):
+    """Run a script's `main(argv)` and end the process with its exit code.
+
+    A UserError, or a file that cannot be read or written, becomes one sentence and code 2; Ctrl-C
+    the sentence `interrupted` and code 130. Anything else is a bug, and shows its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):                # a file's name need not fit the terminal
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        raise SystemExit(main(argv))
+    except (UserError, OSError) as error:
+        fail(program, error)
+    except (RuntimeError, MemoryError) as error:
+        if not machine.out_of_memory(error):
+            raise
+        fail(program, "not enough memory on this device; try a smaller --batch or --resolution")
+    except KeyboardInterrupt:
+        fail(program, interrupted, 130)
+
+
+def fail(program, message, code=2):
+    """End the program with one sentence on stderr: 2 for what the user can mend, else 1."""
+    print(f"{program}: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+# ---- 2. The options of train.py --------------------------------------------------------------
+
+# Defaults that hold in every situation ...
+ALWAYS = dict(
+    initial_resolution=4, growth="fade", morph_kimg="20", r1_interval=1, styles_to_mix=2,
+    mixing_probability=0.9, seed=0, no_flip=False, allow_upsampling=False, max_bad=1.0,
+    cache="cache", data=None, accumulate="1", precision="fp32", compile=False, evaluate_kimg=None,
+    evaluate_metrics="duality_gap", evaluate_features="inception", evaluate_images=2048)
+
+# ... and those that depend on what there is. Every value can be overridden on the command line.
+PRESETS = {
+    # [MACHINE] 2 CPU cores: docs/results.md has the time, the memory and the faces.
+    "painted faces on a CPU": dict(
+        resolution=32, channel_base=512, channel_max=64, latent_dim=64, style_dim=64,
+        mapping_dim=64, mapping_layers=4, batch="4:32,8:16", learning_rate="0.003",
+        r1_gamma="3", r1_interval=8, fade_kimg="15",
+        stabilize_kimg="4:20,8:25", total_kimg=190.0, ema_halflife_kimg=5.0, tick_kimg=5.0,
+        samples_kimg=10.0, checkpoint_kimg=20.0, workers=0),
+    # [MACHINE] 1 GPU with 4 GB or more (not measured).
+    "painted faces on a GPU": dict(
+        resolution=128, channel_base=4096, channel_max=256, latent_dim=256, style_dim=256,
+        mapping_dim=256, mapping_layers=8, batch="4:64,64:32", learning_rate="0.0015",
+        r1_gamma="3", r1_interval=8, fade_kimg="80", stabilize_kimg="80",
+        total_kimg=1500.0, ema_halflife_kimg=10.0, tick_kimg=20.0, samples_kimg=50.0,
+        checkpoint_kimg=200.0, workers=2),
+    # [MACHINE] The widths of the default, so that a CPU can do it at all: an experiment, not the
+    #           paper. 2 cores at 64 px: about an hour (estimated from its measured speeds).
+    "your pictures on a CPU": dict(
+        resolution=64, channel_base=1024, channel_max=64, latent_dim=64, style_dim=64,
+        mapping_dim=64, mapping_layers=4, batch="4:32,8:16", learning_rate="0.003",
+        r1_gamma="3", r1_interval=8, fade_kimg="20",
+        stabilize_kimg="4:20,8:30,16:40", total_kimg=400.0, ema_halflife_kimg=5.0,
+        tick_kimg=5.0, samples_kimg=20.0, checkpoint_kimg=20.0, workers=0),
+    # The paper's setting: appendix C and the official training script, its table for one GPU. Four
+    # things differ: it begins at 4 px and not at 8 (--initial-resolution 8); convolutions round to
+    # TF32 (--precision fp32); each image draws its own place to swap styles (StyleMixer); the
+    # average of G forgets faster at first (`ema_beta` in train.py).
+    # [MACHINE] 1 GPU with 11 GB or more, as the official README asks for (not measured here).
+    #           Less memory: --batch 4:64,64:16,128:8,256:4,512:2. With 8 GPUs the official batches
+    #           are 4:512,8:256,16:128,32:64,64:32; its learning rates are the same for both.
+    "your pictures on a GPU": dict(
+        resolution=1024, channel_base=8192, channel_max=512, latent_dim=512, style_dim=512,
+        mapping_dim=512, mapping_layers=8, batch="4:128,32:64,64:32,128:16,256:8,512:4",
+        learning_rate="4:0.001,128:0.0015,256:0.002,512:0.003",
+        r1_gamma="10", r1_interval=1, fade_kimg="600", stabilize_kimg="600",
+        total_kimg=25000.0, ema_halflife_kimg=10.0, tick_kimg=40.0, samples_kimg=200.0,
+        checkpoint_kimg=200.0, workers=8),
+}
+
+
+class OptionsParser(OneLineParser):
+    """The parser of train.py, which can also take options from a file."""
+
+    def convert_arg_line_to_args(self, line):
+        # `python train.py @photos.txt`: options in a file, any number on a line, # for comments.
+        # A backslash stands for itself, as in C:\\photos.
+        words = shlex.shlex(re.sub(r"(^|\s)#.*", "", line), posix=True)
+        words.whitespace_split, words.escape, words.commenters = True, "", ""
+        try:
+            return list(words)
+        except ValueError as error:
+            self.error(f"{line.strip()!r}: {error}")
+
+
+def parse_args(argv=None):
+    """The options that were typed, as a dict without those that were not."""
+    parser = OptionsParser(
+        prog="train.py", fromfile_prefix_chars="@", argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train a StyleGAN. Without options: paints faces and learns to make more.",
+        epilog="Options can stand in a file: train.py @photos.txt\n"
+               "Where a TABLE is asked for, give one number, or one per resolution: "
+               "4:128,8:64\nmeans 128 at 4 px and 64 at 8 px and above.\n\n"
+               "What is not given is chosen by situation:\n" + "\n".join(
+                   f"  {name}:\n    " + " ".join(f"--{k.replace('_', '-')} {show(v)}"
+                                                 for k, v in preset.items())
+                   for name, preset in PRESETS.items()))
+    counts, amounts = number_from(1), number_from(0, float)
+    group = parser.add_argument_group("pictures")
+    group.add_argument("--data", metavar="PATH", help="a folder, searched recursively, or a .zip")
+    group.add_argument("--resolution", type=counts, metavar="R",
+                       help="final side in pixels, a power of two (paper: 1024)")
+    group.add_argument("--no-flip", action="store_true", help="no mirrored pictures")
+    group.add_argument("--allow-upsampling", action="store_true",
+                       help="use pictures smaller than the resolution, enlarged")
+    group.add_argument("--max-bad", type=number_from(0, float, 100), metavar="PERCENT",
+                       help="stop if more of the pictures are damaged (default 1)")
+    group.add_argument("--cache", metavar="FOLDER", help="for the packed pictures (default cache)")
+    group.add_argument("--workers", type=number_from(0), metavar="N",
+                       help="processes that load pictures while training")
+    group = parser.add_argument_group("schedule")
+    group.add_argument("--initial-resolution", type=counts, metavar="R",
+                       help="where to begin (default 4; paper: 8)")
+    group.add_argument("--growth", choices=("fade", "morph"),
+                       help="how a block is added: faded in at random (default, the paper), or as "
+                       "one that changes nothing at first (morph.py explains)")
+    group.add_argument("--fade-kimg", type=table_of(float), metavar="TABLE",
+                       help="thousands of images to fade a block in (official code: 600)")
+    group.add_argument("--morph-kimg", type=table_of(float), metavar="TABLE",
+                       help="the same with --growth morph (default 20)")
+    group.add_argument("--stabilize-kimg", type=table_of(float), metavar="TABLE",
+                       help="thousands of images before the next doubling (official code: 600)")
+    group.add_argument("--total-kimg", type=amounts, metavar="KIMG",
+                       help="length of the run in thousands of images (paper: 25000)")
+    group.add_argument("--batch", type=table_of(int), metavar="TABLE",
+                       help="images a step (official, one GPU: 128 at 4 px to 4 at 1024 px)")
+    group = parser.add_argument_group("networks")
+    group.add_argument("--channel-base", type=counts, metavar="N",
+                       help="channels = min(2 * base / resolution, max) (paper: 8192)")
+    group.add_argument("--channel-max", type=counts, metavar="N", help="(paper: 512)")
+    group.add_argument("--latent-dim", type=counts, metavar="N", help="size of z (paper: 512)")
+    group.add_argument("--style-dim", type=counts, metavar="N", help="size of w (paper: 512)")
+    group.add_argument("--mapping-dim", type=counts, metavar="N",
+                       help="width of the mapping network (paper: 512)")
+    group.add_argument("--mapping-layers", type=counts, metavar="N", help="its depth (paper: 8)")
+    group = parser.add_argument_group("learning")
+    group.add_argument("--learning-rate", type=table_of(float), metavar="TABLE",
+                       help="of Adam (paper: 0.001, more from 128 px on); mapping: 1/100 of it")
+    group.add_argument("--r1-gamma", type=table_of(float), metavar="TABLE",
+                       help="weight of the R1 penalty, as seen at the final resolution (paper: 10)")
+    group.add_argument("--r1-interval", type=counts, metavar="K",
+                       help="compute R1 in every K-th step only, K times as strong (paper: 1)")
+    group.add_argument("--styles-to-mix", type=counts, metavar="K",
+                       help="styles mixed in one image (default 2, as the paper)")
+    group.add_argument("--mixing-probability", type=number_from(0, float, 1), metavar="P",
+                       help="of mixing styles in a training image (default 0.9, as the paper)")
+    group.add_argument("--ema-halflife-kimg", type=amounts, metavar="KIMG",
+                       help="half-life of the average of G's weights (official: 10)")
+    group = parser.add_argument_group("speed and memory")
+    group.add_argument("--accumulate", type=table_of(int), metavar="TABLE",
+                       help="split a batch into that many parts, one after the other, to need less "
+                       "memory (default 1)")
+    group.add_argument("--precision", choices=("fp32", "tf32", "bf16"),
+                       help="of the convolutions (default tf32 on CUDA, else fp32; paper: fp32)")
+    group.add_argument("--compile", action="store_true",
+                       help="let torch.compile fuse what lies between the convolutions; needs a "
+                       "C++ compiler on a CPU")
+    group = parser.add_argument_group("measuring (evaluate.py explains the numbers)")
+    group.add_argument("--evaluate-kimg", type=amounts, metavar="KIMG",
+                       help="between measurements; two tenths of the pictures are then held out "
+                       "and never trained on, to measure the duality gap with (default: none)")
+    group.add_argument("--evaluate-metrics", metavar="LIST",
+                       help="as evaluate.py --metrics (default duality_gap)")
+    group.add_argument("--evaluate-features", metavar="NETWORK",
+                       help="as evaluate.py --features (default inception)")
+    group.add_argument("--evaluate-images", type=counts, metavar="N",
+                       help="as evaluate.py --images (default 2048)")
+    group = parser.add_argument_group("run")
+    group.add_argument("--out", metavar="FOLDER",
+                       help="of this run; must be new or empty (default runs/NUMBER-NAME)")
+    group.add_argument("--resume", metavar="CHECKPOINT", help="go on from here; a checkpoint.pt "
+                       "goes on in its own folder, others start a new one")
+    group.add_argument("--tick-kimg", type=amounts, metavar="KIMG", help="between status lines")
+    group.add_argument("--samples-kimg", type=amounts, metavar="KIMG", help="between sample grids")
+    group.add_argument("--checkpoint-kimg", type=amounts, metavar="KIMG",
+                       help="between checkpoints")
+    group.add_argument("--seed", type=number_from(0), metavar="N", help="(default 0)")
+    group.add_argument("--device", metavar="NAME",
+                       help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    return vars(parser.parse_args(argv))
+
+
+def complete_options(typed, device, resumed=None, processes=1):
+    """All options: what was typed, over the checkpoint's or the situation's, over the defaults.
+
+    Returns (options, name of the situation).   Errors: UserError, one sentence, what to type.
+    """
+    if resumed is not None:
+        situation, base = "as in the checkpoint", {**ALWAYS, **resumed}
+    else:
+        situation = ("your pictures" if "data" in typed else "painted faces") + (
+            " on a CPU" if device.type == "cpu" else " on a GPU")
+        base = {**ALWAYS, **PRESETS[situation]}
+        base["workers"] = min(base["workers"], machine.cores())
+        if device.type == "cuda":
+            base["precision"] = "tf32"
+    options = {**base, **typed}
+    if options["precision"] == "fp16":
+        raise UserError("--precision fp16 is not offered any more: its gradients overflow in R1; "
+                        "--precision bf16 has the range of fp32")
+    for name, kind in (("batch", int), ("accumulate", int), ("learning_rate", float),
+                       ("r1_gamma", float), ("fade_kimg", float), ("morph_kimg", float),
+                       ("stabilize_kimg", float)):
+        if isinstance(options[name], str):
+            options[name] = read_table(options[name], kind)
+    if options["data"] == "":
+        raise UserError("--data: an empty path")
+    for name in ("resolution", "initial_resolution"):
+        try:
+            models.resolutions_up_to(options[name])
+        except ValueError as error:
+            raise UserError(f"--{name.replace('_', '-')}: {error}") from None
+    if options["initial_resolution"] > options["resolution"]:
+        raise UserError(f"--initial-resolution {options['initial_resolution']} is larger than "
+                         f"--resolution {options['resolution']}")
+    if 2 * options["channel_base"] < options["resolution"]:
+        raise UserError(f"--channel-base {options['channel_base']} leaves no channel at "
+                         f"{options['resolution']} px; it must be at least "
+                         f"{options['resolution'] // 2}")
+    for r in models.resolutions_up_to(options["resolution"]):
+        if options["growth"] == "morph" and r > options["initial_resolution"]:
+            check_morph_width(
+                models.channels_at(r, options["channel_base"], options["channel_max"]), r)
+    if resumed is None and "total_kimg" not in typed:
+        # A larger resolution than the situation's own needs more images to be reached at all.
+        grown = [r for r in models.resolutions_up_to(options["resolution"])
+                 if r >= options["initial_resolution"]]
+        needed = sum(options["stabilize_kimg"][r] for r in grown) + sum(
+            growing_kimg(options)[r] for r in grown[1:])
+        options["total_kimg"] = max(options["total_kimg"], needed)
+    for name in ("batch", "accumulate", "tick_kimg", "samples_kimg", "checkpoint_kimg",
+                 "total_kimg", "evaluate_kimg"):
+        values = options[name].values() if isinstance(options[name], dict) else [options[name]]
+        if values != [None] and min(values) < (1 if name in ("batch", "accumulate") else 0.001):
+            raise UserError(f"--{name.replace('_', '-')} {show(options[name])} is too small")
+    for r in models.resolutions_up_to(options["resolution"]):
+        batch, accumulate = options["batch"][r], options["accumulate"][r]
+        if batch % (processes * accumulate) and r >= options["initial_resolution"]:
+            raise UserError(f"--batch {batch} at {r} px cannot be divided by {processes} "
+                             f"processes times --accumulate {accumulate}")
+    if resumed is not None:
+        if options["growth"] != base["growth"]:
+            raise UserError(f"--growth {options['growth']}: the checkpoint grows the other way "
+                             f"(python morph.py CHECKPOINT makes one that is morphed)")
+        for name in models.SETTINGS:
+            if options[name] != resumed[name]:
+                raise UserError(f"--{name.replace('_', '-')} {options[name]} differs from the "
+                                 f"checkpoint's {resumed[name]}; a network keeps its shape "
+                                 f"(convert_resolution.py changes the resolution)")
+    return options, situation
+
+
+def check_morph_width(channels, resolution):
+    """Raise UserError if three colours leave a morphed block (morph.py) nothing free."""
+    if channels < 4:
+        raise UserError(f"a block of {resolution} px with {channels} channels has no room beside "
+                        f"the three colours; morphing needs at least 4 (--channel-base "
+                        f"{2 * resolution} or more)")
+
+
+def growing_kimg(options):
+    """The table of how many kimg a new block grows: that of --growth."""
+    return options[f"{options['growth']}_kimg"]
+
+
+def as_plain(options):
+    """The options with tables as they are typed: for files, and for `complete_options` again."""
+    return {key: show(value) if isinstance(value, Table) else value
+            for key, value in options.items()}
+
+
+def command_line(options):
+    """The command that repeats a run."""
+    words = ["python", "train.py"]
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            words += [flag, show(value)]
+    return shlex.join(words)
+
+
+# ---- 3. What train.py reads ------------------------------------------------------------------
+
+
+def read(argv=None):
+    """(o, checkpoint): what was asked for, checked, and the loaded checkpoint to resume, or None.
+
+    o has an attribute for each option of train.py, with tables as `Table`s, and beside them:
+    device:   the torch.device of this process;
+    settings: the dict that makes the networks (`models.SETTINGS`);
+    growing_kimg: --fade-kimg or --morph-kimg, as --growth says;
+    typed:    all options as they are typed, for files (`as_plain`), and the command that repeats;
+    resume, out: paths or None; interrupted: the run folder that torchrun goes on in, or None.
+    Errors:  UserError, one sentence that says what to type.
+    """
+    typed = parse_args(argv)
+    resume, out = typed.pop("resume", None), typed.pop("out", None)
+    resume, out = resume and pathlib.Path(resume), out and pathlib.Path(out)
+    device = machine.device_of_this_process(typed.pop("device", None))
+    if device.type == "cpu":
+        machine.keep_freed_memory()
+    interrupted = machine.interrupted_run(out)
+    if interrupted and (interrupted / "checkpoint.pt").exists():
+        resume = interrupted / "checkpoint.pt"
+    checkpoint = resume and checkpoints.load_checkpoint(resume)
+    if checkpoint and not checkpoints.resumable(checkpoint):
+        raise UserError(f"{resume}: holds a network to look at, not a run to resume")
+    team = machine.Team(device)
+    if out and not interrupted and team.chief and out.exists() and not (
+            out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out}: exists and is not an empty folder")
+    if checkpoint and "data" not in typed and not (
+            checkpoint["options"].get("data") or "pictures" in checkpoint["progress"]):
+        raise UserError(f"{resume}: comes from another program and names no pictures; --data says "
+                        f"what to go on with")
+    options, situation = complete_options(typed, device, checkpoint and checkpoint["options"],
+                                          team.processes)
+    for key in ("data", "cache"):                              # to be found from any folder
+        options[key] = options[key] and os.path.abspath(options[key])
+    nimg = checkpoint["progress"]["nimg"] if checkpoint else 0
+    if nimg >= round(1000 * options["total_kimg"]):
+        raise UserError(f"{resume}: has seen {nimg / 1000:g} kimg and is finished; "
+                        f"a larger --total-kimg goes on")
+    command = command_line(options)
+    team.say(f"{situation}: " + command.removeprefix("python train.py "))
+    return argparse.Namespace(
+        **options, device=device, resume=resume, out=out, interrupted=interrupted,
+        settings={name: options[name] for name in models.SETTINGS},
+        growing_kimg=growing_kimg(options), typed=as_plain(options), command=command), checkpoint

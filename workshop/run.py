@@ -1,0 +1,469 @@
+"""run.py: all that surrounds the game: a folder, a log, samples, checkpoints, the end.   (workshop)
+
+Used by: train.py, whose loop calls `Run.after_step` once a step.
+Needs:   torch, torchvision, numpy, Pillow, tqdm, tensorboard.
+
+A run's folder:
+  settings.json       the command that repeats the run, and where it was resumed
+  log.jsonl           a line a tick: losses, speed, memory      (also as TensorBoard events)
+  metrics.jsonl       a line a measurement (--evaluate-kimg)
+  samples/            reals.png; the same z after as many images as the name says
+  checkpoint.pt       the newest; checkpoint-R.pt: when resolution R was finished
+"""
+
+import copy
+import json
+import os
+import pathlib
+import re
+import signal
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import stylegan_dataloader as data
+import stylegan_models as models
+from workshop import UserError, checkpoints, machine, options
+
+# What a step returns: means over its batch. loss_d without R1; d_real, d_fake: mean scores.
+LOGGED = ("loss_d", "loss_g", "d_real", "d_fake", "r1")
+
+
+# ---- 1. The sample grid ----------------------------------------------------------------------
+
+
+def new_samples(o):
+    """The fixed sample grid: z [n, K, latent] and style rows [n, L]; the last row's are mixed.
+
+    Why:    with the same z in every grid, one can watch a face become itself, from 4x4 on.
+    Shapes: at most 8 x 6 images, fewer where they are large: at most 4096 pixels across.
+    """
+    columns = min(8, max(2, 4096 // o.resolution))
+    rows = min(6, max(2, 2048 // o.resolution))
+    generator = torch.Generator().manual_seed(o.seed + 1)
+    z = torch.randn(rows * columns, o.styles_to_mix, o.latent_dim, generator=generator)
+    layers = models.num_style_layers(o.resolution)
+    mixer = data.StyleMixer(layers, columns, o.styles_to_mix, 1.0, o.seed)
+    style_index = torch.zeros(rows * columns, layers, dtype=torch.long)
+    style_index[-columns:] = next(iter(mixer))
+    return {"z": z, "style_index": style_index, "columns": columns}
+
+
+@torch.no_grad()
+def sample_grid(G_ema, samples, resolution, alpha, device):
+    """The grid as uint8 [rows*R, columns*R, 3], R the final resolution: small stages enlarged."""
+    enlarge = G_ema.synthesis.resolution // resolution
+    columns, images = samples["columns"], []                   # a row at a time: little memory
+    for z, rows in zip(samples["z"].split(columns), samples["style_index"].split(columns)):
+        small = G_ema(z.to(device), rows.to(device), noise_mode="const",
+                      resolution=resolution, alpha=alpha)
+        images.append(F.interpolate(small, scale_factor=enlarge, mode="nearest").cpu())
+    return as_grid(torch.cat(images), columns)
+
+
+def as_grid(images, columns):
+    """float [n, 3, R, R] -> uint8 array [rows*R, columns*R, 3]."""
+    from torchvision.utils import make_grid                    # slow to import, so not on top
+    return data.to_pixels(make_grid(images, nrow=columns, padding=0)[None])[0].numpy()
+
+
+# ---- 2. Time ---------------------------------------------------------------------------------
+
+
+def seconds_left(nimg, stages, speeds, total):
+    """Time from nimg to `total` images at `speeds`, {resolution: seconds an image}."""
+    return sum(max(0, min(stage.end, total) - max(nimg, stage.start)) * speeds[stage.resolution]
+               for stage in stages if nimg < stage.end and stage.start < total)
+
+
+def clock(seconds):
+    """4215 -> "1:10:15"; days in front where there are any."""
+    days, seconds = divmod(round(seconds), 86400)
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    text = f"{hours}:{minutes:02d}" if hours or days else f"{minutes}"
+    return (f"{days} d " if days else "") + f"{text}:{seconds % 60:02d}"
+
+
+def crossed(nimg, batch, kimg):
+    """Did the step that ended at nimg pass a multiple of `kimg`? Does not depend on resuming."""
+    interval = max(1, round(1000 * kimg))
+    return nimg // interval > (nimg - batch) // interval
+
+
+class StopRequest:
+    """Remembers Ctrl-C or SIGTERM until the step is done; the same one again does not wait.
+
+    (After Ctrl-C torchrun sends SIGTERM of its own accord. That is no second wish to stop.)
+    """
+
+    def __init__(self):
+        self.signal = None
+
+    def __call__(self, number, frame):
+        if self.signal == number:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number
+
+
+# ---- 3. The folder ---------------------------------------------------------------------------
+
+
+def make_run_folder(out, name, resume):
+    """Create the folder of this run, or find it: a checkpoint.pt goes on in its own folder."""
+    if out is None and resume is not None and resume.name == "checkpoint.pt" and (
+            resume.parent / "settings.json").is_file():
+        return resume.parent
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    runs = pathlib.Path("runs")
+    runs.mkdir(exist_ok=True)
+    numbers = [int(match[0]) for p in runs.iterdir() if (match := re.match(r"\d+(?=-)", p.name))]
+    number = max(numbers, default=-1)
+    while True:                                                # another run may be starting too
+        number += 1
+        try:
+            (runs / f"{number:05d}-{name}").mkdir()
+            return runs / f"{number:05d}-{name}"
+        except FileExistsError:
+            pass
+
+
+def write_settings(folder, o, processes, nimg):
+    """settings.json: the command that repeats this run, and where it was resumed."""
+    path = folder / "settings.json"
+    try:
+        resumed = json.loads(path.read_text())["resumed"] if path.is_file() else []
+    except (ValueError, KeyError, TypeError):                  # damaged: the checkpoint counts
+        os.replace(path, folder / "settings.json.damaged")
+        resumed = []
+    if o.resume is not None:
+        resumed.append({"from": str(o.resume), "nimg": nimg})
+    path.write_text(json.dumps({
+        "repeat": o.command, "resumed": resumed, "torch": torch.__version__,
+        "device": str(o.device), "processes": processes, "launch": machine.launch_id(),
+        "options": o.typed}, indent=2) + "\n", encoding="utf-8")
+
+
+def forget_later_lines(log, nimg):
+    """Drop the lines of a .jsonl file that were written after the checkpoint at nimg, or damaged.
+
+    Proved: tests/test_run.py::test_lines_after_the_checkpoint_are_forgotten
+    """
+    def written_before(line):
+        try:
+            return line.endswith("\n") and (json.loads(line)["nimg"] or 0) <= nimg
+        except (ValueError, KeyError, TypeError):              # a power cut leaves half a line
+            return False
+
+    if log.is_file():
+        kept = [line for line in log.read_text(errors="replace").splitlines(keepends=True)
+                if written_before(line)]
+        temporary = log.with_name(log.name + ".tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, log)
+
+
+# ---- 4. The run ------------------------------------------------------------------------------
+
+
+class Run:
+    """One run of train.py: `start`, then `after_step` once a step until `stopped`, then `finish`.
+
+    Under torchrun every process has one. Only the chief's writes and talks; but all of them take
+    the same decisions at the same step.
+    """
+
+    def __init__(self, o, team, pictures, stages, G, D, G_ema, G_opt, D_opt):
+        self.o, self.team, self.pictures, self.stages = o, team, pictures, stages
+        self.G, self.D, self.G_ema, self.G_opt, self.D_opt = G, D, G_ema, G_opt, D_opt
+        self.total = round(1000 * o.total_kimg)
+        self.stopped = self.failed = False
+        self.sums = torch.zeros(len(LOGGED) + 1, device=o.device)      # since the last tick
+        self.steps_since_tick = 0
+        self.samples = new_samples(o)
+        self.folder = self.board = self.measure = None
+
+    def start(self, checkpoint, training_step):
+        """Resume, rehearse `training_step`, make the folder.
+
+        Returns nimg, step, and (resolution, growing) of the last step, or None before the first.
+        """
+        o, team, pictures = self.o, self.team, self.pictures
+        nimg, step, before = self._resume(checkpoint) if checkpoint else (0, 0, None)
+        if o.evaluate_kimg and team.chief:
+            import evaluate                                    # which is slow to import
+            self.measure = evaluate.prepare(o, pictures, team.processes, self.G_ema, self.G, self.D)
+        self._rehearse(nimg, training_step)
+        if team.chief:
+            self._make_folder(nimg)
+        self.bar = machine.progress_bar(
+            total=self.total / 1000, initial=nimg / 1000, mininterval=0.5,
+            disable=None if team.chief else True,
+            bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:g} kimg{postfix}")
+        self.stop = StopRequest()
+        self.handlers = {number: signal.signal(number, self.stop)
+                         for number in (signal.SIGINT, signal.SIGTERM)}
+        self.started = self.tick_started = time.perf_counter()
+        self.nimg = self.nimg_at_tick = nimg
+        self.expected = seconds_left(nimg, self.stages, self.speeds, self.total)
+        return nimg, step, before
+
+    def _resume(self, checkpoint):
+        """Give everything the state that it had. Returns what `start` returns."""
+        progress = checkpoint["progress"]
+        if progress.get("pictures", self.pictures.source.stamp) != self.pictures.source.stamp:
+            self.team.say("note: the pictures are not those that the checkpoint was trained with; "
+                          "the run goes on with these")
+        self.G.load_state_dict(checkpoint["generator"])
+        self.D.load_state_dict(checkpoint["discriminator"])
+        self.G_ema.load_state_dict(checkpoint["generator_ema"])
+        load_adam(self.G_opt, checkpoint["optimizer_g"])
+        load_adam(self.D_opt, checkpoint["optimizer_d"])
+        self.samples = checkpoint["samples"]
+        self.sums = progress["sums"].to(self.o.device)
+        self.steps_since_tick = progress["steps_since_tick"]
+        before = None
+        if progress["resolution"] is not None:
+            before = progress["resolution"], progress["phase"] != "stabilize"
+        return progress["nimg"], progress["step"], before
+
+    def _rehearse(self, nimg, training_step):
+        """How long will it take, and does it fit? Steps on copies, at each resolution to come.
+
+        The copies are not compiled: with --compile the time is a guess from above.
+        """
+        o, team = self.o, self.team
+        # One call for all four, so that the copied Adams hold the weights of the copied networks.
+        copies = copy.deepcopy((self.G, self.D, self.G_opt, self.D_opt))
+
+        def step(r, with_r1):
+            n = o.batch[r] // team.processes
+            reals = data.to_images(torch.zeros(n, r, r, 3, dtype=torch.uint8), o.device)
+            reals.uniform_(-1, 1)
+            z = torch.randn(2, n, o.styles_to_mix, o.latent_dim, device=o.device)
+            mixes = torch.zeros(2, n, models.num_style_layers(r), dtype=torch.long, device=o.device)
+            # alpha 0.5: two ways out of G and into D at once, the most that a step has to do.
+            training_step(*copies, reals, z, mixes, 0.5, 1.0 if with_r1 else None, o.accumulate[r],
+                          team).tolist()                       # .tolist() waits for a GPU
+
+        reached = [stage.resolution for stage in self.stages
+                   if nimg < stage.end and stage.start < self.total]
+        try:
+            self.speeds, untried = machine.rehearse(step, sorted(set(reached)), o.batch,
+                                                    o.r1_interval, team.agreed)
+        except (RuntimeError, MemoryError) as error:
+            if not machine.out_of_memory(error):
+                raise
+            raise UserError(f"{o.device} has not enough memory for --batch "
+                            f"{options.show(o.batch)}; try smaller ones, for instance --batch "
+                            f"4:32,64:8,256:2, or --accumulate") from None
+        del copies
+        machine.forget_peak_memory(o.device)
+        left = clock(seconds_left(nimg, self.stages, self.speeds, self.total))
+        team.say("measured, images/s: " + ", ".join(
+            f"{1 / s:.1f} at {r} px" for r, s in self.speeds.items() if r not in untried)
+            + f"; this run will take about {left}")
+        if untried:
+            team.say(f"note: not tried, since a step would take too long: "
+                     f"{', '.join(map(str, untried))} px; the time there is a guess, and whether "
+                     f"the memory will do is not known")
+        if max(reached) < o.resolution:
+            team.say(f"note: --total-kimg {o.total_kimg:g} ends at {max(reached)} px, before "
+                     f"{o.resolution} px is reached")
+
+    def _make_folder(self, nimg):
+        o = self.o
+        name = pathlib.Path(o.data).resolve().stem if o.data else "faces"
+        self.folder = o.interrupted or make_run_folder(o.out, name, o.resume)
+        (self.folder / "samples").mkdir(exist_ok=True)
+        for log in ("log.jsonl", "metrics.jsonl"):
+            forget_later_lines(self.folder / log, nimg)
+        write_settings(self.folder, o, self.team.processes, nimg)
+        print(f"{self.folder}: samples/, log.jsonl, checkpoint.pt; "
+              f"curves: tensorboard --logdir {self.folder.parent}", flush=True)
+        from torch.utils.tensorboard import SummaryWriter      # slow to import, so not on top
+        self.board = SummaryWriter(self.folder, purge_step=nimg + 1)   # forget later curves, too
+        finals = self.pictures.dataset(o.resolution)
+        reals = data.to_images(finals.__getitems__(range(len(self.samples["z"]))))
+        Image.fromarray(as_grid(reals, self.samples["columns"])).save(
+            self.folder / "samples" / "reals.png")
+
+    def after_step(self, nimg, step, stage, alpha, grown, said):
+        """Now and then: say how it goes, show it, keep it, measure it.
+
+        said: what `training_step` returned. alpha: what the networks were called with; grown: how
+        far the newest block had come (the same, but for --growth morph).
+        """
+        o, team, batch = self.o, self.team, self.o.batch[stage.resolution]
+        self.sums += said
+        self.steps_since_tick += 1
+        self.nimg, self.step, self.stage, self.grown = nimg, step, stage, grown
+        self.stopped = bool(team.agreed(self.stop.signal is not None))
+        last = nimg >= self.total
+        finished = last or next(s for s in self.stages if nimg < s.end).resolution != (
+            stage.resolution)
+        tick = last or crossed(nimg, batch, o.tick_kimg)
+        show = last or crossed(nimg, batch, o.samples_kimg)
+        keep = self.stopped or finished or crossed(nimg, batch, o.checkpoint_kimg)
+        measure = last or bool(o.evaluate_kimg) and crossed(nimg, batch, o.evaluate_kimg)
+
+        # Only here does the CPU wait for a GPU. On a CPU, asking in every step costs nothing.
+        if tick or show or keep or o.device.type == "cpu":
+            self._stop_if_not_finite(weights=keep)
+        if self.failed:
+            return
+        if tick or keep:
+            team.mean(self.sums)                               # each saw its part of the images
+        if team.chief:
+            self._move_bar()
+            if tick:
+                self._tick()
+            if show:
+                grid = sample_grid(self.G_ema, self.samples, stage.resolution, alpha, o.device)
+                Image.fromarray(grid).save(self.folder / "samples" / f"{nimg:09d}.png")
+                self.board.add_image("samples", grid, nimg, dataformats="HWC")
+        if tick:
+            self.sums, self.steps_since_tick = torch.zeros_like(self.sums), 0
+        if team.chief and keep:
+            self._keep(finished)
+        if team.chief and self.measure and measure and not self.stopped:
+            self._measure(alpha)
+
+    def _stop_if_not_finite(self, weights):
+        """`stopped` and `failed`, in all processes, if a loss is infinite or NaN in one of them.
+
+        weights: look at the weights, too, since they are going to be kept.
+        Proved: tests/test_run.py::test_a_run_that_explodes_stops_and_keeps_the_last_good_checkpoint
+        """
+        tensors = [self.sums]
+        if weights:
+            tensors += [*self.G.parameters(), *self.D.parameters(), *self.G_ema.parameters()]
+        bad = not all(tensor.isfinite().all() for tensor in tensors)
+        if self.team.agreed(bad):
+            self.stopped = self.failed = True
+
+    def _move_bar(self):
+        """The rest of the run at the rehearsed speeds, times how wrong these have been so far."""
+        self.now = time.perf_counter()
+        left = seconds_left(self.nimg, self.stages, self.speeds, self.total)
+        self.left = clock(left * (self.now - self.started) / (self.expected - left))
+        self.rate = (self.nimg - self.nimg_at_tick) / (self.now - self.tick_started)
+        self.bar.set_postfix_str(f"{self.stage.resolution} px, {self.rate:.1f} images/s, "
+                                 f"{self.left} left", refresh=False)
+        self.bar.update(self.nimg / 1000 - self.bar.n)
+
+    def _tick(self):
+        """A line in log.jsonl, on the screen, and in TensorBoard."""
+        *means, r1_steps = self.sums.tolist()
+        line = {"nimg": self.nimg, "step": self.step, "resolution": self.stage.resolution,
+                "phase": self._phase(), "alpha": self.grown,
+                **{key: value / self.steps_since_tick for key, value in zip(LOGGED, means)}}
+        line["r1"] = means[-1] / r1_steps if r1_steps else None
+        line["images_per_second"], line["seconds_per_kimg"] = self.rate, 1000 / self.rate
+        line["peak_memory_mb"] = machine.peak_memory_mb(self.o.device)
+        with open(self.folder / "log.jsonl", "a") as log:
+            log.write(json.dumps(line) + "\n")
+        for key, value in line.items():
+            if isinstance(value, (int, float)) and key != "nimg":
+                self.board.add_scalar(key, value, self.nimg)
+        self._write(f"{self.nimg / 1000:8.1f} kimg  {line['resolution']:4d} px {line['phase']:9s} "
+                    f"alpha {self.grown:.2f}  loss D {line['loss_d']:.3f} G {line['loss_g']:.3f}  "
+                    f"D(real) {line['d_real']:+.2f} D(fake) {line['d_fake']:+.2f}  "
+                    f"{self.rate:6.1f} images/s, {self.left} left")
+        self.tick_started, self.nimg_at_tick = self.now, self.nimg
+
+    def _keep(self, finished):
+        """checkpoint.pt, and checkpoint-R.pt of a resolution that is finished."""
+        state = {
+            "settings": self.o.settings, "options": self.o.typed,
+            "generator": self.G.state_dict(), "generator_ema": self.G_ema.state_dict(),
+            "discriminator": self.D.state_dict(), "optimizer_g": self.G_opt.state_dict(),
+            "optimizer_d": self.D_opt.state_dict(), "samples": self.samples,
+            "progress": {"nimg": self.nimg, "step": self.step,
+                         "resolution": self.stage.resolution, "phase": self._phase(),
+                         "alpha": self.grown, "steps_since_tick": self.steps_since_tick,
+                         "sums": self.sums, "pictures": self.pictures.source.stamp,
+                         "split": self.pictures.split}}
+        try:
+            checkpoints.save_checkpoint(self.folder / "checkpoint.pt", state)
+            if finished:
+                checkpoints.save_checkpoint(
+                    self.folder / f"checkpoint-{self.stage.resolution}.pt", state)
+        except OSError as error:
+            self._close()
+            options.fail("train.py", f"cannot write a checkpoint ({error}); the one before is "
+                         f"whole", 1)
+
+    def _measure(self, alpha):
+        """The chief measures, on copies, while the others wait for it in the next step.
+
+        Proved: tests/test_run.py::test_a_run_that_is_measured_ends_with_the_bits_of_one_that_is_not
+        """
+        import evaluate                                        # which guards each measurement
+        began = time.perf_counter()
+        for record in self.measure(self.stage.resolution, alpha, self.grown, self.nimg,
+                                   self.folder):
+            evaluate.append_line(self.folder / "metrics.jsonl", record)
+            self.board.add_scalar(f"metrics/{record['metric']}", record["value"], self.nimg)
+            error = f" +- {record['error']:.2g}" if record["error"] else ""
+            self._write(f"{self.nimg / 1000:8.1f} kimg  {record['metric']} {record['value']:.4g}"
+                        + error)
+        took = time.perf_counter() - began                     # is no time of training
+        self.started, self.tick_started = self.started + took, self.tick_started + took
+
+    def _phase(self):
+        return self.o.growth if self.stage.growing else "stabilize"
+
+    def _write(self, line):
+        self.bar.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def _close(self):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.bar.close()
+        if self.board:
+            self.board.close()
+
+    def finish(self):
+        """Say how it ended. Returns the exit code: 0; 1 after NaN; 130, 143 after a signal."""
+        self._close()
+        if self.failed:
+            code = 1
+        elif self.stopped and self.nimg < self.total:
+            code = 128 + (self.stop.signal or signal.SIGTERM)  # 130 Ctrl-C, 143 SIGTERM, as a shell
+        else:
+            code = 0
+        if self.team.chief:
+            kept = self.folder / "checkpoint.pt"
+            kept = kept if kept.exists() else self.o.resume
+            if self.failed:
+                print(f"train.py: a loss, or a weight, is no longer finite (noticed at step "
+                      f"{self.step}, {self.nimg / 1000:g} kimg, {self.stage.resolution} px "
+                      f"{self._phase()}, alpha {self.grown:.2f}). "
+                      + (f"{kept} is from before that: resume it" if kept else "Start again") +
+                      " with a smaller --learning-rate or a larger --r1-gamma.", file=sys.stderr)
+            elif code:
+                print(f"stopped at {self.nimg / 1000:g} kimg; to go on: python train.py --resume "
+                      f"{kept}")
+            else:
+                print(f"done: {self.folder / 'samples' / f'{self.nimg:09d}.png'}, {kept}")
+        return self.team.leave(code)
+
+
+def load_adam(optimizer, state):
+    """`load_state_dict`, but what belongs to the machine and not to the run stays as it is.
+
+    Why:    a checkpoint of a Mac says that Adam is not to be fused; on a GPU it would then take
+            hundreds of small kernels a step.
+    Proved: tests/test_run.py::test_adams_flags_follow_the_device_and_not_the_checkpoint
+    """
+    flags = [{key: group[key] for key in ("fused", "foreach", "capturable")}
+             for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, kept in zip(optimizer.param_groups, flags):
+        group.update(kept)
