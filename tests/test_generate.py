@@ -1,23 +1,26 @@
 """generate.py: what the figures claim, and the program as a user meets it."""
 
 import math
-import pathlib
-import sys
-import warnings
+import re
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import evaluate
 import generate
+import morph
+import project
 import stylegan_models as models
-from conftest import relative
+from conftest import ROOT, refused, relative
+from workshop import UserError, checkpoints, faces, figures, video
 
 SMALL = dict(resolution=16, channel_base=64, channel_max=16, latent_dim=12, style_dim=10,
              mapping_dim=14, mapping_layers=2)
-WHATS = ("samples", "mixing", "truncation", "noise", "resolutions", "interpolate", "directions",
-         "project")
+CPU = torch.device("cpu")
+WHATS = ("samples", "mixing", "truncation", "noise", "resolutions", "directions", "interpolate")
 
 
 def a_generator(settings=SMALL):
@@ -32,14 +35,14 @@ def a_generator(settings=SMALL):
 
 
 def save(path, settings=SMALL, **more):
-    models.save_checkpoint(path, {"settings": settings, **more,
-                                  "generator_ema": a_generator(settings).state_dict()})
+    checkpoints.save_checkpoint(path, {"settings": settings, **more,
+                                       "generator_ema": a_generator(settings).state_dict()})
     return path
 
 
 @pytest.fixture
 def model():
-    return generate.Model(a_generator(), 16, 1.0, 8)
+    return generate.Model(a_generator(), 16)
 
 
 @pytest.fixture
@@ -49,16 +52,58 @@ def checkpoint(tmp_path):
 
 def images(model, seeds, **how):
     """[n, 3, R, R] of the seeds, and nothing else of generate.py's figures."""
-    how = {"noise": "const", "keys": [(seed, 0, 0) for seed in seeds], **how}
-    return torch.stack([*generate.render(model, generate.styles_of_seeds(model, seeds), **how)])
+    return torch.stack([*generate.render(model, generate.ws_of(model, seeds), seeds, **how)])
 
 
-def run(*arguments):
-    """The program, as `python generate.py ...` runs it. Returns its exit code."""
-    try:
-        return generate.main([str(a) for a in arguments])
-    except SystemExit as end:
-        return end.code
+def by_hand(seed, psi=1.0, cutoff=None, noise="const", noise_seed=0):
+    """Judge: the picture of a seed, without a line of generate.py. A network of its own."""
+    G = a_generator()
+    z = torch.from_numpy(np.random.RandomState(seed).standard_normal(12)).float()
+    w = G.mapping(z[None])
+    pulled = G.w_avg + psi * (w - G.w_avg)
+    ws = torch.stack([pulled if cutoff is None or layer < cutoff else w for layer in range(6)], 1)
+    if noise == "random":
+        stream = np.random.RandomState((seed, noise_seed, 0))
+        for r in ("4", "8", "16"):
+            for layer in (G.synthesis.blocks[r].noise0, G.synthesis.blocks[r].noise1):
+                layer.const = torch.from_numpy(stream.standard_normal((1, int(r), int(r)))[None]
+                                               ).float()
+    return G.synthesis(ws, noise_mode="none" if noise == "none" else "const")[0]
+
+
+@pytest.fixture
+def shown(checkpoint, tmp_path, monkeypatch):
+    """What a command shows: a function of its arguments that gives every tile and every frame,
+    [3, S, S], without titles and labels; those lie in its `.texts`."""
+    tiles, texts = [], []
+
+    def record(title, rows):
+        tiles.extend(tile.numpy() for row in rows for tile in row.tiles if tile is not None)
+        texts.extend([title, *(text for row in rows for text in (row.label, *row.captions))])
+        return Image.new("RGB", (8, 8))
+
+    def film(path, frames, count, fps):
+        tiles.extend(frame.transpose(2, 0, 1) for frame in frames)
+        texts.append(f"{count} frames, {fps:g} a second")
+
+    monkeypatch.setattr(generate, "draw_figure", record)
+    monkeypatch.setattr(video, "write_video", film)
+
+    def run(what, *arguments):
+        tiles.clear(), texts.clear()
+        out = tmp_path / {"samples": "samples", "interpolate": "loop.gif"}.get(what, "figure.png")
+        generate.main([str(a) for a in (checkpoint, what, *arguments, "--out", out,
+                                        "--device", CPU)])
+        return list(tiles)
+
+    run.texts = texts
+    return run
+
+
+def in_it(image, tiles):
+    """Is the image one of the tiles, every pixel within 1 of 255 (batches round)?"""
+    wanted = figures.to_tile(image, tiles[-1].shape[2]).numpy().astype(int)
+    return any(np.abs(tile - wanted).max() <= 1 for tile in tiles if tile.shape == wanted.shape)
 
 
 # ---- 1. from seeds to pictures ----
@@ -75,13 +120,15 @@ def test_a_seed_means_the_same_z_everywhere():
 @pytest.mark.parametrize("noise", ["const", "random", "none"])
 def test_a_picture_does_not_depend_on_the_other_seeds(model, noise):
     """Lesson: nor on the batch size, but for rounding; the noise of an image is its own."""
-    together = images(model, [3, 4, 5, 6, 7], noise=noise)
-    small = images(model._replace(batch=2), [3, 4, 5, 6, 7], noise=noise)
-    alone = images(model, [5], noise=noise)
+    model = model._replace(noise=noise)
+    together = images(model, [3, 4, 5, 6, 7])
+    small = images(model._replace(batch=2), [3, 4, 5, 6, 7])
+    alone = images(model, [5])
     assert relative(small, together) < 1e-5 and relative(alone[0], together[2]) < 1e-5
-    assert torch.equal(together, images(model, [3, 4, 5, 6, 7], noise=noise))    # repeatable
+    assert torch.equal(together, images(model, [3, 4, 5, 6, 7]))                 # repeatable
+    assert relative(together[2], by_hand(5, noise=noise)) < 1e-5
     # Control: torch's own noise does depend on them.
-    ws = generate.styles_of_seeds(model, [3, 4, 5])
+    ws = generate.ws_of(model, [3, 4, 5])
     torch.manual_seed(0)
     batch = model.G.synthesis(ws, noise_mode="random")[2]
     torch.manual_seed(0)
@@ -90,15 +137,16 @@ def test_a_picture_does_not_depend_on_the_other_seeds(model, noise):
 
 def test_random_noise_has_a_seed_and_leaves_the_stored_maps_alone(model):
     stored = {name: b.clone() for name, b in model.G.named_buffers()}
-    first, again, other = (images(model, [1, 1], noise="random", keys=[(1, 0, draw), (1, 0, draw)])
-                           for draw in (0, 0, 1))
+    model = model._replace(noise="random")
+    first, again, other = (images(model, [1, 1], draws=[draw, draw]) for draw in (0, 0, 1))
     assert torch.equal(first, again) and relative(first[0], first[1]) < 1e-5     # rounding
     assert relative(first, other) > 1e-2                                         # control
+    assert relative(first, images(model._replace(seed=1), [1, 1])) > 1e-2
     assert all(torch.equal(b, stored[name]) for name, b in model.G.named_buffers())
     # Judge: "none" is the network without its noise inputs.
     with generate.noise_only_at(model.G, []):
-        silent = images(model, [1], noise="random")
-    assert torch.allclose(silent, images(model, [1], noise="none"), atol=1e-6)
+        silent = images(model, [1])
+    assert torch.allclose(silent, images(model._replace(noise="none"), [1]), atol=1e-6)
 
 
 def test_silenced_noise_comes_back(model):
@@ -114,79 +162,182 @@ def test_silenced_noise_comes_back(model):
 
 def test_a_network_in_training_is_rendered_where_it_stands(tmp_path):
     """Lesson: blocks above the current resolution exist, but nobody has trained them."""
-    path = save(tmp_path / "young.pt", progress={"resolution": 8, "alpha": 0.25})
-    model = generate.load_model(path, "cpu")
+    path = save(tmp_path / "young.pt", progress={"resolution": 8, "alpha": 0.25, "phase": "fade"})
+    model = generate.load_model(path, CPU)
     image = images(model, [0])
     assert image.shape == (1, 3, 8, 8) and model.layers == 4
+    assert model.growing == "fading in, alpha 0.25"
     judge = a_generator()(generate.z_of_seeds([0], 12), noise_mode="const", resolution=8,
                           alpha=0.25)
     assert relative(image, judge) < 1e-5
     assert relative(image, a_generator()(generate.z_of_seeds([0], 12), noise_mode="const",
                                          resolution=8)) > 1e-2                   # control: alpha 1
-    for progress in ({}, {"resolution": 12, "alpha": 1.0}, {"resolution": 8, "alpha": math.nan},
-                     {"resolution": None, "alpha": 1.0}, 3):
-        save(path, progress=progress)
-        with pytest.raises(models.CheckpointError, match="progress"):
-            generate.load_model(path, "cpu")
+    assert generate.load_model(save(path), CPU).growing == ""
+
+
+def test_only_the_averaged_generator_stays_in_memory(checkpoint, monkeypatch):
+    """Lesson: a file holds G twice, D and Adam's numbers; a figure needs one network of it."""
+    class Watched(dict):                                       # a plain dict cannot be watched
+        pass
+
+    files, asked = [], []
+    real = checkpoints.load_networks
+
+    def load(path, device, parts):
+        loaded = real(path, device, parts)
+        whole = Watched(loaded.checkpoint)
+        files.append(weakref.ref(whole)), asked.append(parts)
+        return loaded._replace(checkpoint=whole)
+
+    monkeypatch.setattr(checkpoints, "load_networks", load)
+    model = generate.load_model(checkpoint, CPU)
+    assert files[0]() is None and asked == [("generator_ema",)]
+    kept = load(checkpoint, CPU, ("generator_ema",))                           # control
+    assert files[1]() is kept.checkpoint and model.resolution == 16
 
 
 def test_a_network_that_failed_is_not_shown_as_noise(model):
     model.G.synthesis.to_rgb["16"].bias.fill_(math.nan)
-    with pytest.raises(generate.UserError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         images(model, [0])
 
 
-# ---- 2. tiles and figures ----
+def test_pictures_are_made_without_tf32(checkpoint, tmp_path, monkeypatch):
+    """Lesson: TF32 would change a pixel by 1e-3; afterwards all is as it was."""
+    flags = []
+    real = models.SynthesisNetwork.forward
+
+    def forward(self, *arguments):
+        flags.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+        return real(self, *arguments)
+
+    monkeypatch.setattr(models.SynthesisNetwork, "forward", forward)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    run = ["resolutions", "--seeds", "0", "--out", tmp_path / "r.png", "--device", "cpu"]
+    generate.main([str(word) for word in (checkpoint, *run)])
+    assert set(flags) == {(False, "highest")} and torch.backends.cudnn.allow_tf32
+    flags.clear()                                                                # control
+    images(generate.load_model(checkpoint, CPU), [0])
+    assert flags[0][0]
 
 
-def test_tiles_are_enlarged_by_a_whole_factor_or_averaged():
-    assert [generate.tile_side(r) for r in (4, 8, 16, 32, 64, 128, 256, 512, 1024)] == [
-        96, 96, 96, 96, 128, 128, 256, 256, 256]
-    image = torch.rand(3, 4, 4) * 2 - 1
-    tile = np.asarray(generate.to_tile(image, 96))
-    pixels = ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    assert np.array_equal(tile, np.kron(pixels, np.ones((24, 24, 1), np.uint8)))
-    large = torch.zeros(3, 512, 512)
-    large[:, ::2] = 1.0                                        # stripes of 128 and 255
-    assert np.asarray(generate.to_tile(large, 256)).reshape(-1).tolist() == pytest.approx(
-        [191.5] * 256 * 256 * 3, abs=1)
+@pytest.mark.parametrize("script", ["generate.py", "project.py"])
+def test_float64_only_on_the_cpu(script):
+    """Lesson: MPS has no float64. What is doubled has come to the CPU before."""
+    source = (ROOT / script).read_text()
+    doubled = re.findall(r"(\S*)\.(?:double\(\)|to\(torch.float64)", source)
+    assert all(before.endswith(".cpu()") for before in doubled), doubled
+    assert script != "generate.py" or doubled                                    # control
 
 
-def test_a_figure_shows_every_tile_whole_and_every_label():
-    colours = [(200, 10, 10), (10, 200, 10), (10, 10, 200)]
-    tiles = [Image.new("RGB", (96, 96), colour) for colour in colours]
-    captions = [["a caption that is much too long for one line", "b"], None]
-    page = generate.draw_figure("title", [[tiles[0], tiles[1]], [None, tiles[2]]],
-                                ["first row", "second"], captions)
-    pixels = np.asarray(page)
-    for colour in colours:
-        there = (pixels == colour).all(axis=2)
-        assert there.sum() == 96 * 96                          # no letter lies on a tile
-        rows, columns = np.nonzero(there)
-        assert np.ptp(rows) == 95 and np.ptp(columns) == 95
-    # What is neither white nor a tile is text; without labels there is less of it.
-    def text(page):
-        return (np.asarray(page).max(axis=2) < 100).sum()
-    bare = generate.draw_figure("title", [[tiles[0], tiles[1]], [None, tiles[2]]], ["", ""],
-                                [None, None])
-    assert text(page) > text(bare) > 0
-    assert (pixels[:, -1] == 255).all() and (pixels[-1] == 255).all()            # nothing cut off
+# ---- 2. psi, cutoff, noise and seed reach every picture ----
+
+# Arguments, for a face of seed 2 somewhere in the figure.
+FACE_2 = {"samples": ["--seeds", "1,2"], "mixing": ["--seeds-a", "2", "--seeds-b", "5"],
+          "truncation": ["--seeds", "2"], "noise": ["--seeds", "2", "--draws", "2"],
+          "resolutions": ["--seeds", "2"], "interpolate": ["--seeds", "2,3", "--frames", "3"],
+          "directions": ["--seeds", "2", "--directions", "1", "--strengths=0,1"]}
 
 
-def test_a_gigantic_figure_is_refused_before_it_is_made():
-    generate.check_figure(10, 10, 256)
-    with pytest.raises(generate.UserError, match="fewer"):
-        generate.check_figure(10_000, 10, 256)
+@pytest.mark.parametrize("what", WHATS)
+def test_psi_cutoff_noise_and_seed_reach_every_picture(shown, what):
+    """Lesson: the same face in each figure, as the options say. Judge: a network of its own."""
+    how = dict(psi=0.5, cutoff=3, noise="random", noise_seed=7)
+    typed = ["--psi", "0.5", "--cutoff", "3", "--noise", "random", "--seed", "7"]
+    if what == "interpolate":                                  # random noise would flicker
+        how, typed = dict(psi=0.5, cutoff=3, noise="none"), [*typed[:4], "--noise", "none"]
+    elif what == "truncation":                                 # has --psis
+        typed = ["--psis=1,0.5", *typed[2:]]
+    elif what == "noise":                                      # is always random
+        typed = [*typed[:4], *typed[6:]]
+    tiles = shown(what, *FACE_2[what], *typed)
+    assert in_it(by_hand(2, **how), tiles)
+    plain = {"psi": 1.0, "cutoff": None, "noise": "const", "noise_seed": 0}
+    for name in how:                                           # control: each of them matters
+        if (what, name) != ("truncation", "psi"):              # which shows psi 1, too
+            assert not in_it(by_hand(2, **{**how, name: plain[name]}), tiles), name
 
 
-# ---- 3. mixing, truncation, noise, resolutions ----
+CHANGES = [
+    ("samples", [], ["--seeds", "0-1"]), ("samples", ["--seeds", "3"], ["--w", "me.npz"]),
+    ("mixing", [], ["--coarse", "0"]), ("mixing", [], ["--middle", "3"]),
+    ("mixing", [], ["--fine", "5"]), ("mixing", [], ["--seeds-a", "4"]),
+    ("mixing", [], ["--seeds-b", "4"]), ("mixing", [], ["--w", "me.npz"]),
+    ("mixing", [], ["--w-a", "me.npz"]), ("mixing", [], ["--w-b", "me.npz"]),
+    ("truncation", [], ["--seeds", "4"]), ("truncation", [], ["--psis=0.1,-1"]),
+    ("truncation", [], ["--cutoff", "1"]), ("truncation", [], ["--noise", "none"]),
+    ("truncation", ["--noise", "random"], ["--seed", "1"]),
+    ("noise", ["--draws", "9"], ["--draws", "5"]), ("noise", ["--draws", "5"], ["--seeds", "4"]),
+    ("noise", ["--draws", "5"], ["--w", "me.npz"]),
+    ("resolutions", [], ["--seeds", "4"]), ("resolutions", [], ["--w", "me.npz"]),
+    ("directions", [], ["--layers", "2-3"]), ("directions", [], ["--directions", "2"]),
+    ("directions", [], ["--strengths=-1,1"]), ("directions", [], ["--seeds", "4"]),
+    ("directions", [], ["--w", "me.npz"]),
+    ("interpolate", ["--frames", "5"], ["--space", "z"]),
+    ("interpolate", ["--frames", "5"], ["--frames", "6"]),
+    ("interpolate", ["--frames", "5"], ["--seeds", "4,5"]),
+    ("interpolate", ["--frames", "5"], ["--w", "me.npz"]),
+    ("interpolate", ["--frames", "5", "--space", "z"], ["--psi", "0.5"]),
+    ("interpolate", ["--frames", "5", "--space", "z", "--psi", "0.5"], ["--cutoff", "1"]),
+]
+
+
+@pytest.mark.parametrize("what, before, more", CHANGES, ids=lambda v: "".join(v) or "default")
+def test_every_other_option_changes_the_pictures(shown, tmp_path, monkeypatch, what, before, more):
+    """Lesson: tile by tile, without titles; the same options again give the same tiles."""
+    monkeypatch.chdir(tmp_path)
+    project.save_w("me.npz", torch.randn(6, 10), [1.0], 6)
+    first, again = shown(what, *before), shown(what, *before)
+    assert len(first) == len(again) and all(map(np.array_equal, first, again))   # control
+    changed = shown(what, *before, *more)
+    assert len(first) != len(changed) or not all(map(np.array_equal, first, changed))
+
+
+def test_frames_a_second_reach_the_video(shown):
+    shown("interpolate", "--frames", "5", "--fps", "12.5")
+    assert shown.texts == ["5 frames, 12.5 a second"]
+    shown("interpolate", "--seeds", "0-2")                     # the defaults: 50 a face, 25
+    assert shown.texts == ["150 frames, 25 a second"]
+
+
+# ---- 3. faces from files ----
+
+
+def test_a_face_of_a_file_is_the_picture_of_its_w(shown, tmp_path):
+    """Lesson: beside seeds or instead of them; one w for each layer, or one for all."""
+    w = torch.randn(6, 10)
+    project.save_w(tmp_path / "me.npz", w, [1.0], 6)
+    project.save_w(tmp_path / "one.npz", w[:1], [1.0], 6)
+    for name, judge in (("me", w), ("one", w[:1].expand(6, -1))):
+        judge = a_generator().synthesis(judge[None], noise_mode="const")[0]
+        alone = shown("samples", "--w", tmp_path / f"{name}.npz")
+        assert len(alone) == 1 and in_it(judge, alone) and shown.texts[-1] == name
+        beside = shown("samples", "--w", tmp_path / f"{name}.npz", "--seeds", "2")
+        assert len(beside) == 2 and in_it(judge, beside) and in_it(by_hand(2), beside)
+        assert not in_it(by_hand(2), alone)                                      # control
+        for what in ("mixing", "directions", "interpolate"):
+            more = {"interpolate": ["--frames", "2"], "directions": ["--strengths=0"]}
+            assert in_it(judge, shown(what, "--w", tmp_path / f"{name}.npz", *more.get(what, [])))
+
+
+def test_two_files_of_one_name_are_refused(checkpoint, tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        project.save_w(tmp_path / folder / "me.npz", torch.randn(1, 10), [1.0], 6)
+    code, line = refused(generate.main, [checkpoint, "samples", "--w", tmp_path / "a/me.npz",
+                                         tmp_path / "b/me.npz", "--out", tmp_path / "o"], capsys)
+    assert code == 2 and "same name" in line and not (tmp_path / "o").exists()
+
+
+# ---- 4. mixing, truncation, noise, resolutions ----
 
 
 def test_the_ranges_of_figure_3():
     """Lesson: at 1024 px 4-8, 16-32 and 64-1024 px; below, something sensible, and no gaps."""
     ranges = generate.mixing_ranges(18)
-    assert {name: generate.pixels_text(*ends) for name, ends in ranges.items()} == {
-        "coarse": "4-8 px", "middle": "16-32 px", "fine": "64-1024 px"}
+    assert {name: [generate.resolution_of(layer) for layer in ends]
+            for name, ends in ranges.items()} == {
+        "coarse": [4, 8], "middle": [16, 32], "fine": [64, 1024]}
     assert generate.mixing_ranges(8) == {"coarse": (0, 3), "middle": (4, 5), "fine": (6, 7)}
     assert generate.mixing_ranges(4) == {"coarse": (0, 1), "fine": (2, 3)}
     assert generate.mixing_ranges(2) == {"coarse": (0, 1)}
@@ -196,46 +347,44 @@ def test_the_ranges_of_figure_3():
         assert covered == list(range(layers))
 
 
-def test_a_mixed_face_is_made_of_both_styles(model):
+def test_a_mixed_face_is_made_of_both_styles(model, shown):
     """Lesson: the cell is the picture of ws composed by hand, layer by layer."""
-    a, b = (generate.styles_of_seeds(model, [seed]) for seed in (0, 1))
-    by_hand = torch.stack([(b if layer in (2, 3) else a)[0, layer] for layer in range(6)])[None]
+    a, b = (generate.ws_of(model, [seed]) for seed in (0, 1))
+    composed = torch.stack([(b if layer in (2, 3) else a)[0, layer] for layer in range(6)])[None]
     mixed = generate.mix(a, b, 2, 3)
-    assert torch.equal(mixed, by_hand)
-    assert torch.equal(a, generate.styles_of_seeds(model, [0]))                  # A itself is whole
-    cell = next(generate.render(model, mixed))
+    assert torch.equal(mixed, composed)
+    assert torch.equal(a, generate.ws_of(model, [0]))                            # A itself is whole
+    cell = model.G.synthesis(composed, noise_mode="const")[0]
     for other in (a, b):
-        assert relative(cell, next(generate.render(model, other))) > 1e-2        # control
+        assert relative(cell, model.G.synthesis(other, noise_mode="const")[0]) > 1e-2   # control
     # ... and that picture stands in the figure, in the second block (middle), once.
-    figure = np.asarray(generate.mixing_figure(model, [0], [1], generate.mixing_ranges(6)))
-    tile = np.asarray(generate.to_tile(next(generate.render(model, by_hand)), 96))
-    assert places(figure, tile) == 1
-    assert places(figure, tile[::-1]) == 0                                       # control
+    tiles = shown("mixing", "--seeds-a", "0", "--seeds-b", "1")
+    assert [in_it(cell, [tile]) for tile in tiles] == [False] * 4 + [True] + [False] * 2
+    # With random noise a cell has the maps of A, not of B.
+    tiles = shown("mixing", "--seeds-a", "0", "--seeds-b", "1", "--noise", "random")
+    own, other = (next(generate.render(model._replace(noise="random"), composed, [face]))
+                  for face in (0, 1))
+    assert in_it(own, [tiles[4]]) and not in_it(other, [tiles[4]])
+    labels = [text for text in shown.texts if "from B" in text]
+    assert labels == ["coarse from B\n4 px\n(layers 0-1)\nA: seed 0",
+                      "middle from B\n8 px\n(layers 2-3)\nA: seed 0",
+                      "fine from B\n16 px\n(layers 4-5)\nA: seed 0"]
 
 
-def places(figure, tile):
-    """How often the tile occurs in the figure, every pixel within 1 of 255 (batches round)."""
-    h, w, _ = tile.shape
-    figure, tile = figure.astype(int), tile.astype(int)
-    corners = np.abs(figure[:-h + 1, :-w + 1] - tile[0, 0]).max(axis=2) <= 1
-    return sum(np.abs(figure[y:y + h, x:x + w] - tile).max() <= 1
-               for y, x in np.argwhere(corners))
-
-
-def test_at_psi_0_every_row_is_the_average_face(model):
-    average = next(generate.render(model, model.G.w_avg.expand(1, 6, -1)))
-    figure = np.asarray(generate.truncation_figure(model, [0, 1, 2], [1, 0, -1]))
-    assert places(figure, np.asarray(generate.to_tile(average, 96))) == 3
+def test_at_psi_0_every_row_is_the_average_face(model, shown):
+    average = model.G.synthesis(model.G.w_avg.expand(1, 6, -1), noise_mode="const")[0]
+    tiles = shown("truncation", "--seeds", "0-2", "--psis", "1,0,-1")
+    assert [in_it(average, [tile]) for tile in tiles] == [False, True, False] * 3
     # Control: with a cutoff the layers above it are not truncated, and the rows differ.
-    figure = np.asarray(generate.truncation_figure(model, [0, 1, 2], [1, 0, -1], cutoff=2))
-    assert places(figure, np.asarray(generate.to_tile(average, 96))) == 0
+    assert not in_it(average, shown("truncation", "--seeds", "0-2", "--psis", "1,0,-1",
+                                    "--cutoff", "2"))
 
 
-def test_spread_is_the_standard_deviation():
+def test_deviation_is_the_standard_deviation():
     stream = 5 + 0.01 * torch.randn(50, 3, 4, 4)               # small, far from 0: a hard case
     judge = np.sqrt(stream.double().numpy().var(axis=0).mean(axis=0))
-    assert np.allclose(generate.spread(iter(stream)).numpy(), judge, rtol=1e-5)
-    assert generate.spread(iter(stream[:1].expand(9, -1, -1, -1))).max() == 0    # control
+    assert np.allclose(generate.deviation_of(iter(stream)).numpy(), judge, rtol=1e-5)
+    assert generate.deviation_of(iter(stream[:1].expand(9, -1, -1, -1))).max() == 0    # control
 
 
 def test_the_groups_of_figure_5():
@@ -245,43 +394,77 @@ def test_the_groups_of_figure_5():
     assert generate.noise_groups(4) == ([], [4])
 
 
-def test_the_noise_figure_shows_its_four_cases(model):
+def test_the_noise_figure_shows_its_four_cases(shown):
     """Judge: strengths set to 0 by hand in a second network."""
-    figure = np.asarray(generate.noise_figure(model, [2], 5))
-    for silent, times in ((), 2), (("4", "8", "16"), 1), (("4",), 1), (("8", "16"), 1):
-        other = generate.Model(a_generator(), 16, 1.0, 8)
+    tiles = shown("noise", "--seeds", "2", "--draws", "3")
+    assert len(tiles) == 3 + 1 + 4                             # draws, map, cases
+    for place, silent in ((0, ()), (4, ()), (5, ("4", "8", "16")), (6, ("4",)), (7, ("8", "16"))):
+        other = generate.Model(a_generator(), 16, noise="random")
         for r in silent:
             other.G.synthesis.blocks[r].noise0.strength.zero_()
             other.G.synthesis.blocks[r].noise1.strength.zero_()
-        tile = generate.to_tile(images(other, [2], noise="random")[0], 96)
-        assert places(figure, np.asarray(tile)) == times       # "all" is also draw 1
-    other.G.synthesis.blocks["4"].noise0.strength.zero_()
-    tile = generate.to_tile(images(other, [2], noise="random")[0], 96)
-    assert places(figure, np.asarray(tile)) == 0                                 # control
+        assert in_it(images(other, [2])[0], tiles[place:place + 1]), place
+        assert not in_it(images(other, [2])[0], tiles[1:2])                      # control: draw 2
+    # The map: the largest deviation is white, and its caption says how many levels that is.
+    draws = torch.stack([images(generate.Model(a_generator(), 16, noise="random"), [2],
+                                draws=[draw])[0] for draw in range(3)])
+    judge = draws.double().var(dim=0, correction=0).mean(dim=0).sqrt()
+    assert np.abs(tiles[3][0, ::6, ::6] - (255 * judge / judge.max()).numpy()).max() <= 1
+    assert f"white: {127.5 * judge.max():.3g} / 255" in shown.texts[5]
 
 
-def test_the_resolutions_are_the_smaller_networks_pictures(model):
-    figure = np.asarray(generate.resolutions_figure(model, [3]))
+def test_noise_of_one_pixel_can_be_seen_at_large_sizes(tmp_path, monkeypatch):
+    """Lesson: an average over 2x2 pixels halves noise that is 1 pixel wide; a crop keeps it, and
+    shows the place where noise does most."""
+    class Faces(torch.nn.Module):                              # grey, and noise in one corner
+        blocks = {}
+
+        def forward(self, ws, resolution, alpha, mode):
+            image = torch.zeros(len(ws), 3, 512, 512)
+            image[:, :, 300:, :200] = 0.4 * torch.randn(len(ws), 1, 212, 200)
+            return image
+
+    model = generate.Model(a_generator(dict(SMALL, resolution=512, channel_base=512,
+                                            channel_max=4)), 512, noise="random", batch=2)
+    object.__setattr__(model.G, "synthesis", Faces())
+    monkeypatch.setattr(generate, "ws_of", lambda model, faces: torch.zeros(len(faces), 16, 10))
+    monkeypatch.setattr(generate, "noise_maps", lambda *a: generate.contextlib.nullcontext())
+    rows = []
+    monkeypatch.setattr(generate, "draw_figure", lambda title, r: rows.extend(r))
+    generate.noise_figure(model, generate.parse_args(
+        ["model.pt", "noise", "--seeds", "0", "--draws", "4", "--out", str(tmp_path / "n.png")]))
+    tiles = [tile.numpy().astype(float) for tile in rows[0].tiles]
+    whole, draw, levels = tiles[0], tiles[1], 0.4 * 127.5
+    assert len(tiles) == 1 + 4 + 1 + 4 and {tile.shape for tile in tiles} == {(3, 256, 256)}
+    assert draw[0, 44:, :200].std() == pytest.approx(levels, rel=0.05)           # rows 256 to 511
+    assert draw[0, :40].std() == 0
+    assert whole[0, 160:250, 5:95].std() == pytest.approx(levels / 2, rel=0.1)   # control: averaged
+    frame = whole[0] > 250
+    assert frame[130:, 0].all() and frame[-1, :128].all() and not frame[:126].any()
+
+
+def test_the_resolutions_are_the_smaller_networks_pictures(model, shown):
+    tiles = shown("resolutions", "--seeds", "3")
     z = generate.z_of_seeds([3], 12)
-    for r in (4, 8, 16):
-        image = model.G(z, noise_mode="const", resolution=r)[0]
-        times = 2 if r == 16 else 1                            # the last column has its contrast
-        assert places(figure, np.asarray(generate.to_tile(image, 96))) == times
-    blended = model.G(z, noise_mode="const", alpha=0.5)[0]
-    assert places(figure, np.asarray(generate.to_tile(blended, 96))) == 0        # control
+    for place, r in enumerate((4, 8, 16)):
+        assert in_it(model.G(z, noise_mode="const", resolution=r)[0], tiles[place:place + 1])
+        # In the second row only the last has the contrast that it had.
+        assert in_it(model.G(z, noise_mode="const", resolution=r)[0],
+                     tiles[place + 3:place + 4]) == (r == 16)
+    assert not in_it(model.G(z, noise_mode="const", alpha=0.5)[0], tiles)        # control
 
 
 def test_matched_contrast_has_the_references_mean_and_std():
     image, reference = torch.randn(3, 4, 4) * 9 + 5, torch.rand(3, 16, 16)
     small = reference.numpy().reshape(3, 4, 4, 4, 4).mean(axis=(2, 4))
-    matched = generate.match_contrast(image, reference).numpy()
+    matched = figures.match_contrast(image, reference).numpy()
     assert np.allclose(matched.mean(axis=(1, 2)), small.mean(axis=(1, 2)), atol=1e-5)
     assert np.allclose(matched.std(axis=(1, 2)), small.std(axis=(1, 2)), rtol=1e-4)
     assert np.corrcoef(matched[0].ravel(), image[0].ravel())[0, 1] > 0.9999      # same drawing
     assert not np.allclose(image.numpy().std(axis=(1, 2)), small.std(axis=(1, 2)), rtol=0.5)
 
 
-# ---- 4. directions, interpolation, projection ----
+# ---- 5. directions, interpolation ----
 
 
 def test_sefa_directions_are_eigenvectors(model):
@@ -307,53 +490,39 @@ def test_sefa_directions_are_eigenvectors(model):
     assert torch.allclose(style(w + n) - style(w), (A[:32] @ n[0].double()).float(), atol=1e-5)
 
 
-def test_directions_move_only_their_layers(model):
-    figure = np.asarray(generate.directions_figure(model, [1], 2, 3, 1, [-1.0, 0.0, 2.0]))
-    ws = generate.styles_of_seeds(model, [1]).repeat(3, 1, 1)
-    n = generate.sefa(generate.style_matrix(model, 2, 3))[0][0].float()
-    z = torch.from_numpy(np.stack([np.random.RandomState(s).randn(12) for s in range(256)])).float()
-    typical = (model.G.mapping(z) - model.G.w_avg).norm(dim=1).square().mean().sqrt()
+def test_directions_move_only_their_layers(model, shown):
+    """Judge: w moved by hand; the shares in the labels are those of numpy, and add up to 1."""
+    tiles = shown("directions", "--seeds", "1", "--layers", "2-3", "--directions", "10",
+                  "--strengths=-1,0,2")
+    gram = generate.style_matrix(model, 2, 3).numpy()
+    values, vectors = np.linalg.eigh(gram.T @ gram)
+    n = torch.from_numpy(vectors[:, -1]).float()
+    n = n * n[n.abs().argmax()].sign()
+    typical = project.spread_of_w(model.G)
     for column, strength in enumerate((-1.0, 0.0, 2.0)):
-        ws[column, 2:4] += strength * typical * n
-        tile = generate.to_tile(next(generate.render(model, ws[column:column + 1])), 96)
-        assert places(figure, np.asarray(tile)) == 1, strength
+        ws = generate.ws_of(model, [1]).clone()
+        ws[0, 2:4] += strength * typical * n
+        assert in_it(model.G.synthesis(ws, noise_mode="const")[0], tiles[column:column + 1])
     ws[0, 0] += typical * n                                    # control: another layer
-    tile = generate.to_tile(next(generate.render(model, ws[:1])), 96)
-    assert places(figure, np.asarray(tile)) == 0
+    assert not in_it(model.G.synthesis(ws, noise_mode="const")[0], tiles)
+    shares = [float(share) for text in shown.texts for share in re.findall(r"\((.*) %\)", text)]
+    assert shares == pytest.approx(100 * values[::-1] / values.sum(), abs=0.051)
+    assert sum(shares) == pytest.approx(100, abs=0.5)
 
 
-def test_slerp_keeps_the_length_and_arrives():
-    """Lesson: the straight line is shorter than the sphere's radius in its middle, slerp is not."""
-    a, b = torch.randn(2, 1, 50, dtype=torch.float64)
+def test_straight_lines_on_the_sphere_are_fastest_in_the_middle():
+    """Lesson: that is why the path in z is an arc, whose steps are all alike."""
+    a, b = torch.randn(2, 1, 512, dtype=torch.float64)
     t = torch.linspace(0, 1, 11, dtype=torch.float64)[:, None]
-    path = generate.slerp(a, b, t)
-    assert torch.allclose(path.norm(dim=1), torch.full((11,), math.sqrt(50), dtype=torch.float64))
-    assert torch.allclose(path[0], a[0] * math.sqrt(50) / a.norm())
-    assert torch.allclose(path[-1], b[0] * math.sqrt(50) / b.norm())
-    steps = (path[1:] - path[:-1]).norm(dim=1)                 # equal angles: equal chords
-    assert torch.allclose(steps, steps[:1].expand(10))
-    assert torch.lerp(path[:1], path[-1:], 0.5).norm() < 0.9 * math.sqrt(50)     # control
-    assert torch.isfinite(generate.slerp(a, a, t)).all()       # the same face twice: no 0 / 0
-    assert torch.allclose(generate.slerp(a, a, t)[5], path[0])
-    assert torch.isfinite(generate.slerp(a, -a, t)).all()
 
+    def steps(path):                                           # angles of ten steps
+        path = torch.nn.functional.normalize(path)
+        return (path[1:] * path[:-1]).sum(dim=1).clamp(-1, 1).acos()
 
-def test_the_loop_closes_and_has_no_jerk():
-    """Lesson: position and velocity are the same on both sides of every point, and of the end."""
-    points = torch.randn(5, 2, 7, dtype=torch.float64)
-    h = 1e-5
-    for k in range(6):
-        t = torch.tensor([k - 2 * h, k - h, k, k + h, k + 2 * h], dtype=torch.float64)
-        x = generate.closed_spline(points, t)
-        assert torch.allclose(x[2], points[k % 5])             # it passes through the faces
-        before, after = (x[2] - x[1]) / h, (x[3] - x[2]) / h
-        assert torch.allclose(before, after, atol=1e-2)
-        assert torch.allclose(after, (points[(k + 1) % 5] - points[k - 1]) / 2, atol=1e-2)
-        # Control: straight lines turn a corner there.
-        corner = (points[(k + 1) % 5] - points[k % 5]) - (points[k % 5] - points[k - 1])
-        assert corner.abs().max() > 0.1
-    z = generate.closed_slerp(points[:, 0], torch.tensor([0.0, 5.0, 4.999999]))
-    assert torch.allclose(z[0], z[1]) and torch.allclose(z[0], z[2], atol=1e-4)
+    line = steps(torch.lerp(a / a.norm(), b / b.norm(), t))
+    arc = steps(evaluate.slerp(a.expand(11, -1), b.expand(11, -1), t))
+    assert line[4] > 1.5 * line[0] and line[5] > 1.5 * line[-1]
+    assert torch.allclose(arc, arc[:1].expand(10), rtol=1e-6)                    # control
 
 
 @pytest.mark.parametrize("space", ["w", "z"])
@@ -366,173 +535,116 @@ def test_frames_pass_through_the_seeds_and_close(model, space):
     far = np.abs(frames[20].astype(float) - frames[0]).mean()
     assert max(steps) < far                                                      # control
     for place, seed in enumerate((4, 5, 6, 7)):
-        judge = ((images(model, [seed])[0].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).numpy()
-        shown = frames[10 * place][::16, ::16].astype(float)
-        assert np.abs(shown - judge).max() <= 1
+        assert in_it(by_hand(seed), [frames[10 * place].transpose(2, 0, 1)])
+    # Half-way in z lies the middle of an arc, pulled by the mapping network to w.
+    z = generate.z_of_seeds([4, 5], 12).double()
+    middle = model.G.mapping((z / z.norm(dim=1, keepdim=True)).sum(dim=0)[None].float())
+    judge = model.G.synthesis(middle[:, None].expand(-1, 6, -1), noise_mode="const")[0]
+    assert in_it(judge, [frames[5].transpose(2, 0, 1)]) == (space == "z")
+
+
+def test_a_truncated_loop_is_a_loop_of_truncated_faces(model):
+    """Lesson: truncation is linear, so it may be done frame by frame."""
+    model = model._replace(psi=0.5, cutoff=3)
+    frames = [*generate.loop_frames(model, [4, 5, 6], 6)]
+    ws = video.closed_spline(generate.ws_of(model, [4, 5, 6]),
+                             torch.tensor([0.5], dtype=torch.float64))
+    judge = model.G.synthesis(ws, noise_mode="const")[0]
+    assert in_it(judge, [frames[1].transpose(2, 0, 1)])
+    assert not in_it(judge, [frames[0].transpose(2, 0, 1)])                      # control
 
 
 def test_frames_are_made_when_they_are_asked_for(model):
-    """Lesson: that is why memory does not grow: a billion frames, and the first comes at once."""
+    """Lesson: a billion frames, and the first comes at once."""
     frames = generate.loop_frames(model, [0, 1], 10 ** 9)
     assert next(frames).shape == next(frames).shape == (256, 256, 3)
 
 
-def test_a_gif_lasts_as_long_as_it_should():
-    """Lesson: a GIF counts in 1/100 s. At 30 frames a second 3, 3 and 4 of them, not 3 always."""
-    durations = generate.centiseconds(300, 30)
-    assert sum(durations) == 1000 and set(durations) == {3, 4}
+# ---- 6. the program ----
 
 
-@pytest.mark.parametrize("per_layer", [False, True])
-def test_projection_finds_an_image_that_the_network_made(model, per_layer):
-    """Lesson: here an exact solution exists, so the loss must fall far below the start's; and the
-    ws that come back give just that loss."""
-    target = images(model, [11])
-    ws, losses = generate.project(model, target, 150, per_layer=per_layer)
-    start = next(generate.render(model, model.G.w_avg.expand(1, 6, -1)))
-    assert losses[0] == pytest.approx((start - target[0]).square().mean().item(), rel=1e-4)
-    result = next(generate.render(model, ws[None]))
-    assert (result - target[0]).square().mean().item() == pytest.approx(min(losses), rel=1e-3)
-    assert min(losses) < losses[0] / 20
-    assert torch.equal(ws[0], ws[5]) != per_layer
-    again, _ = generate.project(model, target, 150, per_layer=per_layer)
-    assert torch.equal(ws, again)                              # repeatable
-    stuck, flat = generate.project(model, target, 150, learning_rate=1e-9)       # control
-    assert min(flat) > losses[0] * 0.99
-    assert all(p.grad is None for p in model.G.parameters())   # nobody trained the network
+def run(*arguments):
+    return generate.main([str(a) for a in (*arguments, "--device", CPU)])
 
 
-class Halved(torch.nn.Module):
-    """A stand-in for a perceptual network: it sees the image at half the size, and its edges."""
-
-    def forward(self, x):
-        return [torch.nn.functional.avg_pool2d(x, 2), x[:, :, 1:] - x[:, :, :-1]]
-
-
-class Fixed(torch.nn.Module):
-    """A network that only takes 5 colours."""
-
-    def forward(self, x):
-        return torch.nn.functional.conv2d(x, torch.ones(1, 5, 1, 1))
+SMALLER = {"samples": ["--seeds", "0-2,7"], "mixing": ["--seeds-a", "0,1", "--seeds-b", "5-7"],
+           "truncation": ["--seeds", "0-1", "--psis=-1,0,1"], "noise": ["--draws", "3"],
+           "resolutions": [], "interpolate": ["--seeds", "0-1", "--frames", "7"],
+           "directions": ["--layers", "0-1", "--directions", "2", "--strengths=-1,0,1"]}
 
 
-def scripted(path, network):
-    with warnings.catch_warnings():                            # deprecated, but still in use
-        warnings.simplefilter("ignore", FutureWarning)
-        torch.jit.script(network).save(str(path))
-    return path
-
-
-def test_features_are_part_of_the_loss(model, tmp_path):
-    features = generate.load_features(scripted(tmp_path / "f.pt", Halved()), "cpu")
-    target = images(model, [11])
-    _, plain = generate.project(model, target, 1)
-    _, both = generate.project(model, target, 1, features=features, features_weight=3.0)
-    start = next(generate.render(model, model.G.w_avg.expand(1, 6, -1)))[None]
-    wanted = 3 * sum((a - b).square().mean() for a, b in zip(Halved()(start), Halved()(target)))
-    assert both[0] - plain[0] == pytest.approx(wanted.item(), rel=1e-3)
-    assert wanted > 1e-3                                                         # control
-
-
-# ---- 5. the program ----
-
-
-def a_photo(path, size=(40, 30)):
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def commands(tmp_path):
-    """{what: its arguments}, small."""
-    return {"samples": ["--seeds", "0-2,7", "--noise", "random"],
-            "mixing": ["--seeds-a", "0,1", "--seeds-b", "5-7", "--fine", "5"],
-            "truncation": ["--seeds", "0-1", "--psis=-1,0,1"],
-            "noise": ["--seeds", "3", "--draws", "3"],
-            "resolutions": ["--seeds", "0-1", "--psi", "0.7", "--cutoff", "2"],
-            "interpolate": ["--seeds", "0-1", "--frames", "7"],
-            "directions": ["--layers", "0-1", "--directions", "2", "--strengths=-1,0,1"],
-            "project": [a_photo(tmp_path / "photo.png"), "--steps", "3"]}
-
-
-@pytest.mark.parametrize("young", [False, True])
 @pytest.mark.parametrize("what", WHATS)
-def test_every_what_makes_its_picture(tmp_path, what, young):
-    """Lesson: from a file with nothing but generator_ema, and from the middle of a fade; the same
-    command gives the same file, byte for byte."""
-    more = {"progress": {"resolution": 8, "alpha": 0.5}} if young else {}
-    model = save(tmp_path / "model.pt", **more)
-    arguments = commands(tmp_path)[what]
-    if young and what == "mixing":
-        arguments[-1] = "3"                                    # 8 px: layers 0-3
-    suffix = {"samples": "", "interpolate": ".gif"}.get(what, ".png")
-    outs = [tmp_path / f"{name}/{what}{suffix}" for name in ("first", "second")]
-    for out in outs:
-        assert run(model, what, *arguments, "--out", out, "--device", "cpu") == 0
-    if what == "samples":
-        names = sorted(path.name for path in outs[0].iterdir())
-        assert names == ["seed0000.png", "seed0001.png", "seed0002.png", "seed0007.png",
-                         "sheet1.png"]
-        with Image.open(outs[0] / "seed0007.png") as image:
-            assert image.size == ((8, 8) if young else (16, 16))
-        outs = [out / "sheet1.png" for out in outs]
-    assert outs[0].read_bytes() == outs[1].read_bytes()
-    assert not [path for path in tmp_path.rglob("*.tmp*")]
-    with Image.open(outs[0]) as image:
+def test_the_same_command_writes_the_same_file(checkpoint, tmp_path, what):
+    """Lesson: byte for byte, whole, and over its own earlier file; nothing else is left."""
+    out = tmp_path / {"samples": "s", "interpolate": "loop.gif"}.get(what, "figure.png")
+    assert run(checkpoint, what, *SMALLER[what], "--out", out) == 0
+    file = out / "sheet-0-2,7.png" if what == "samples" else out
+    first = file.read_bytes()
+    assert run(checkpoint, what, *SMALLER[what], "--out", out) == 0
+    assert file.read_bytes() == first and figures.is_ours(file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["tiny.pt", out.name])
+    with Image.open(file) as image:
         image.load()
-        blocks = 2 if young else 3                             # of the network, and of mixing
-        columns, rows = {"samples": (4, 1), "mixing": (4, 1 + 2 * blocks), "truncation": (3, 2),
-                         "noise": (8, 1), "resolutions": (blocks, 4),
-                         "directions": (3, 2)}.get(what, (0, 0))
-        if what == "interpolate":
-            assert image.size == (256, 256) and image.n_frames == 7
-        elif what == "project":
-            assert image.width > 3 * 256 + 384 and image.height > 256
-        else:                                                  # tiles, and up to 200 px of labels
-            assert 100 * columns <= image.width <= max(360, 100 * columns + 200)
-            assert 100 * rows < image.height < 100 * rows + 200
-    if what == "project":
-        with np.load(outs[0].with_suffix(".npz")) as arrays:
-            assert arrays["ws"].shape == (2 * blocks, 10) and arrays["losses"].shape == (3,)
+        assert what != "interpolate" or (image.size, image.n_frames) == ((256, 256), 7)
+    if what == "samples":
+        assert sorted(path.name for path in out.iterdir()) == [
+            "seed0000.png", "seed0001.png", "seed0002.png", "seed0007.png", "sheet-0-2,7.png"]
+        with Image.open(out / "seed0007.png") as image:
+            assert np.array_equal(np.asarray(image).transpose(2, 0, 1),
+                                  figures.to_tile(by_hand(7), 16).numpy())
 
 
-@pytest.mark.parametrize("suffix", [".webp", ".gif", ".mp4"])
-def test_a_video_has_all_its_frames(checkpoint, tmp_path, suffix):
-    if suffix == ".mp4":
-        encoder = pytest.importorskip("imageio_ffmpeg", reason="needs requirements-extra.txt")
-    out = tmp_path / f"loop{suffix}"
-    assert run(checkpoint, "interpolate", "--frames", 30, "--out", out, "--fps", 20,
-               "--device", "cpu", "--noise", "none") == 0
-    model = generate.load_model(checkpoint, "cpu")
-    frames = [*generate.loop_frames(model, list(range(8)), 30, noise="none")]
-    if suffix == ".mp4":
-        reader = encoder.read_frames(str(out))
-        about = next(reader)
-        assert about["size"] == (256, 256) and about["fps"] == 20
-        shown = [np.frombuffer(frame, np.uint8).reshape(256, 256, 3) for frame in reader]
-    else:
-        with Image.open(out) as image:
-            assert image.n_frames == 30 and image.info["loop"] == 0
-            shown, durations = [], []
-            for k in range(30):
-                image.seek(k)
-                shown.append(np.asarray(image.convert("RGB")))
-                durations.append(image.info["duration"])
-            assert durations == [50] * 30
-    assert len(shown) == 30
-    for k in (0, 13, 29):                                      # every format loses something
-        assert np.abs(shown[k].astype(float) - frames[k]).mean() < 6
-        assert np.abs(shown[k].astype(float) - frames[(k + 15) % 30]).mean() > 12      # control
+@pytest.mark.parametrize("phase", ["fade", "morph"])
+@pytest.mark.parametrize("what", WHATS)
+def test_a_network_in_training_makes_every_picture(tmp_path, monkeypatch, what, phase):
+    """Lesson: 8 px, 4 style layers, in the middle of a fade; or with a young block of morph.py,
+    which has noise inputs and styles as any other."""
+    young = save(tmp_path / "young.pt", progress={"resolution": 8, "alpha": 0.5, "phase": phase})
+    out = tmp_path / {"samples": "s", "interpolate": "loop.webp"}.get(what, "figure.png")
+    rows, draw = [], generate.draw_figure
+    monkeypatch.setattr(generate, "draw_figure", lambda title, r: rows.extend(r) or draw(title, r))
+    assert run(young, what, *SMALLER[what], "--out", out) == 0 and out.exists()
+    model = generate.load_model(young, CPU)
+    if what == "resolutions":
+        assert rows[0].captions == ["4 px", f"8 px, {model.growing}"]
+    assert model.growing == {"fade": "fading in", "morph": "morphing"}[phase] + ", alpha 0.50"
+    assert len(generate.noise_inputs(model.G, [4, 8])) == 4
+    if what == "samples":
+        G = a_generator()
+        alpha = morph.ripen(0.5, 8, G) if phase == "morph" else 0.5
+        judge = G(generate.z_of_seeds([0], 12), noise_mode="const", resolution=8, alpha=alpha)[0]
+        with Image.open(out / "seed0000.png") as image:
+            assert in_it(judge, [np.asarray(image).transpose(2, 0, 1)])
 
 
-def test_a_mp4_without_its_encoder_gets_one_line(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)       # import fails
-    out = tmp_path / "loop.mp4"
-    assert run(checkpoint, "interpolate", "--out", out, "--device", "cpu") == 2
-    error = capsys.readouterr().err
-    assert "pip install imageio-ffmpeg" in error and error.count("\n") == 1 and not out.exists()
-    assert run(checkpoint, "interpolate", "--out", tmp_path / "loop.gif", "--frames", 2,
-               "--device", "cpu") == 0                         # control: a GIF does not need it
+@pytest.mark.parametrize("what", ["mixing", "truncation", "noise", "resolutions", "directions"])
+def test_figures_are_no_larger_than_was_checked(checkpoint, tmp_path, monkeypatch, what):
+    """Lesson: so what is let through can be written, whatever its labels say."""
+    bounds = []
+    real = generate.check_figure
+    monkeypatch.setattr(generate, "check_figure", lambda *a: bounds.append(real(*a)))
+    long, wide = tmp_path / f"{'a rather long name ' * 5}.npz", tmp_path / f"{'W' * 99}.npz"
+    for path in (long, wide):
+        project.save_w(path, torch.randn(1, 10), [1.0], 6)
+    for more in ([], ["--w-a" if what == "mixing" else "--w", long, wide]):
+        assert run(checkpoint, what, *SMALLER[what], *more, "--out", tmp_path / "f.png") == 0
+        with Image.open(tmp_path / "f.png") as image:
+            width, height = bounds[-1]
+            assert width - 500 < image.width <= width and height - 600 < image.height <= height
+
+
+def test_sheets_of_other_seeds_lie_beside_each_other(checkpoint, tmp_path):
+    assert run(checkpoint, "samples", "--seeds", "0-3", "--out", tmp_path / "s") == 0
+    first = (tmp_path / "s/sheet-0-3.png").read_bytes()
+    assert run(checkpoint, "samples", "--seeds", "4-7", "--out", tmp_path / "s") == 0
+    assert (tmp_path / "s/sheet-0-3.png").read_bytes() == first
+    assert (tmp_path / "s/sheet-4-7.png").read_bytes() != first
+    # 100 faces are two sheets; names stay short; other faces never share one.
+    sheets = generate.sample_files(tmp_path, list(range(100)))[1]
+    assert [path.name for path in sheets] == ["sheet-0-63.png", "sheet-64-99.png"]
+    far, other = ([*range(k, 20000, 300)][:64] for k in (0, 1))
+    names = {faces.spelled(seeds) for seeds in (far, far[:-1] + [5], other, [0, 1], [0, 2])}
+    assert len(names) == 5 and max(map(len, names)) < 100
 
 
 # Arguments, and a word of the answer.
@@ -547,8 +659,11 @@ BAD = {
     "seed too large": (["tiny.pt", "truncation", "--seeds", "4294967296"], "2^32"),
     "too many seeds": (["tiny.pt", "samples", "--seeds", "0-4294967295"], "more than"),
     "figure too large": (["tiny.pt", "truncation", "--seeds", "0-9999"], "fewer"),
+    "wide webp": (["tiny.pt", "resolutions", "--seeds", "0-99", "--out", "r.webp"], "16383"),
+    "high jpg": (["tiny.pt", "noise", "--seeds", "0-599", "--out", "r.jpg"], "65500"),
     "psi": (["tiny.pt", "samples", "--psi", "strong"], "not a number"),
-    "psi nan": (["tiny.pt", "mixing", "--psi", "nan"], "finite"),
+    "psi nan": (["tiny.pt", "mixing", "--psi", "nan"], "from -1000 to 1000"),
+    "psi huge": (["tiny.pt", "mixing", "--psi", "1e308"], "from -1000 to 1000"),
     "psis": (["tiny.pt", "truncation", "--psis", "1,,0"], "not a number"),
     "cutoff": (["tiny.pt", "samples", "--cutoff", "-1"], "cutoff"),
     "noise": (["tiny.pt", "samples", "--noise", "loud"], "invalid choice"),
@@ -559,14 +674,16 @@ BAD = {
     "layers beyond": (["tiny.pt", "mixing", "--fine", "4-17"], "0-5"),
     "layers of directions": (["tiny.pt", "directions", "--layers", "6"], "0-5"),
     "too many directions": (["tiny.pt", "directions", "--directions", "11"], "only 10"),
-    "no photo": (["tiny.pt", "project", "missing.jpg"], "no such picture"),
-    "bad photo": (["tiny.pt", "project", "tiny.pt"], "not a picture"),
-    "no features": (["tiny.pt", "project", "photo.png", "--features", "missing"], "no such file"),
-    "bad features": (["tiny.pt", "project", "photo.png", "--features", "photo.png"], "TorchScript"),
-    "failing features": (["tiny.pt", "project", "photo.png", "--features", "fixed.pt"], "fails on"),
+    "no w": (["tiny.pt", "mixing", "--w", "missing.npz"], "no such file"),
+    "w of nothing": (["tiny.pt", "mixing", "--w-b", "photo.png"], "holds no w"),
+    "w in z": (["tiny.pt", "interpolate", "--space", "z", "--w", "x.npz"], "--space w"),
     "suffix": (["tiny.pt", "mixing", "--out", "mixing.txt"], ".png"),
     "no suffix": (["tiny.pt", "noise", "--out", "noise"], ".png"),
     "suffix of a video": (["tiny.pt", "interpolate", "--out", "loop.avi"], ".mp4"),
+    "a folder's suffix": (["tiny.pt", "samples", "--out", "faces.png"], "name of a folder"),
+    "a file as folder": (["tiny.pt", "samples", "--out", "tiny.pt"], "name of a folder"),
+    "a folder as file": (["tiny.pt", "mixing", "--out", "folder.png"], "is a folder"),
+    "a picture of yours": (["tiny.pt", "mixing", "--out", "photo.png"], "did not write it"),
     "fast gif": (["tiny.pt", "interpolate", "--out", "loop.gif", "--fps", "60"], "50"),
     "one frame": (["tiny.pt", "interpolate", "--out", "loop.gif", "--frames", "1"], "2 or more"),
     "an option of another what": (["tiny.pt", "samples", "--draws", "3"], "unrecognized"),
@@ -575,66 +692,48 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_line(checkpoint, tmp_path, capsys, monkeypatch, case):
-    """Lesson: one sentence on stderr, exit code 2, and nothing was made."""
+    """Lesson: one sentence on stderr, exit code 2, no picture computed, and nothing written."""
     monkeypatch.chdir(tmp_path)
-    a_photo(tmp_path / "photo.png")
-    if case == "failing features":
-        scripted(tmp_path / "fixed.pt", Fixed())
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    Image.new("RGB", (40, 30)).save("photo.png")
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(models.SynthesisNetwork, "forward", lambda *a: pytest.fail("an image"))
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
     arguments, word = BAD[case]
-    assert run(*arguments) == 2
-    captured = capsys.readouterr()
-    assert word in captured.err and captured.err.count("\n") == 1, captured.err
-    assert captured.err.startswith("generate.py") and captured.out == ""
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    code, line = refused(generate.main, arguments, capsys)
+    assert code == 2 and word in line, line
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_nothing_foreign_is_overwritten(checkpoint, tmp_path, capsys):
-    """Lesson: an earlier picture may go, a file that only has a picture's name may not."""
-    for what, name, more in (("resolutions", "notes.png", []), ("interpolate", "notes.gif", []),
-                             ("project", "notes.png", [a_photo(tmp_path / "photo.png")])):
-        path = tmp_path / name
-        path.write_text("my notes")
-        assert run(checkpoint, what, *more, "--out", path, "--device", "cpu") == 2
-        assert path.read_text() == "my notes" and "not written over" in capsys.readouterr().err
-    path = tmp_path / "notes.png"
-    path.unlink()
-    np.savez(tmp_path / "notes.npz", mine=np.ones(3))
-    assert run(checkpoint, "project", tmp_path / "photo.png", "--out", path) == 2
-    assert not path.exists()
-    assert run(checkpoint, "project", tmp_path / "photo.png", "--out", tmp_path / "photo.png") == 2
-    assert "photograph itself" in capsys.readouterr().err
-    folder = tmp_path / "folder"
+def test_samples_never_replace_a_picture_of_yours(checkpoint, tmp_path, capsys):
+    """Lesson: a default name such as samples/seed0001.png may be taken already."""
+    folder = tmp_path / "samples"
     folder.mkdir()
-    (folder / "seed0001.png").write_text("my notes")
+    Image.new("RGB", (40, 30)).save(folder / "seed0001.png")
     (folder / "other.png").write_text("my notes")
-    assert run(checkpoint, "samples", "--seeds", "0-1", "--out", folder) == 2
-    assert sorted(p.name for p in folder.iterdir()) == ["other.png", "seed0001.png"]
-    assert run(checkpoint, "samples", "--out", checkpoint) == 2
-    assert run(checkpoint, "mixing", "--out", folder) == 2
-    # Control: its own pictures are replaced, and strangers beside them stay.
-    (folder / "seed0001.png").unlink()
+    code, line = refused(generate.main, [checkpoint, "samples", "--seeds", "0-1", "--out", folder,
+                                         "--device", "cpu"], capsys)
+    assert code == 2 and "did not write it" in line
+    assert sorted(path.name for path in folder.iterdir()) == ["other.png", "seed0001.png"]
+    (folder / "seed0001.png").unlink()                         # control: strangers beside them stay
     for _ in range(2):
-        assert run(checkpoint, "samples", "--seeds", "0-1", "--out", folder, "--device", "cpu") == 0
+        assert run(checkpoint, "samples", "--seeds", "0-1", "--out", folder) == 0
     assert (folder / "other.png").read_text() == "my notes"
 
 
-def test_a_failure_in_the_middle_leaves_the_old_file(checkpoint, tmp_path, monkeypatch):
-    out = tmp_path / "loop.gif"
-    assert run(checkpoint, "interpolate", "--frames", 3, "--out", out, "--device", "cpu") == 0
-    before = out.read_bytes()
-
-    def full(path, frames, count, fps):
-        pathlib.Path(path).write_bytes(b"GIF8 half")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(generate, "write_gif", full)
-    assert run(checkpoint, "interpolate", "--frames", 3, "--out", out, "--device", "cpu") == 2
-    assert out.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == [
-        "loop.gif", "tiny.pt"]
-
-
 @pytest.mark.parametrize("what", ["", *WHATS])
-def test_help_teaches(capsys, what):
-    assert run(*(["model.pt", what] if what else []), "--help") == 0
-    assert "--" in capsys.readouterr().out
+def test_help_explains_every_option(capsys, what):
+    """Lesson: each option of a WHAT is listed with a text of its own, and nothing is left as
+    argparse would have it ("%(default)s", or an empty line)."""
+    with pytest.raises(SystemExit) as end:
+        generate.parse_args([*(["model.pt", what] if what else []), "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and "%(" not in text and "None" not in text
+    if what:
+        listed = dict(re.findall(r"^  (--[\w-]+)[^\n]*?(?:  |\n {10,})(\S[^\n]*)", text, re.M))
+        typed = {"--" + name for name in re.findall(r"--([a-z][\w-]*)", text)} - {"--help"}
+        wanted = {"--out", "--device", "--batch", "--cutoff"} | {
+            word.split("=")[0] for word in SMALLER[what] if word.startswith("--")}
+        assert wanted <= set(listed) and typed <= set(listed) | {"--w-a"}, typed - set(listed)
+        assert all(len(words) > 5 for words in listed.values())
+    else:
+        assert all(kind in text for kind in WHATS)

@@ -1,0 +1,110 @@
+"""faces.py: how faces, and other lists of numbers, are named on a command line.   (workshop)
+
+Used by: generate.py.
+Needs:   what workshop/options.py needs. Importing this file reads no file, no argv, no clock.
+
+A face is a seed, an int, or the path of a file with a w that project.py wrote. A list of faces can
+hold both, in the order in which they were typed: --w me.npz --seeds 0-3.
+"""
+
+import argparse
+import pathlib
+import re
+import zlib
+
+from workshop.options import number_from
+
+# ---- 1. Faces --------------------------------------------------------------------------------
+
+
+def name_of(face):
+    """How a face is called in labels: "seed 5", or as its file, at most 30 letters of it."""
+    if isinstance(face, int):
+        return f"seed {face}"
+    return face.stem if len(face.stem) <= 30 else f"{face.stem[:27]}..."
+
+
+def key_of(face):
+    """The number that a face's noise is drawn from: its seed, or a checksum of its file's name."""
+    return face if isinstance(face, int) else zlib.crc32(face.stem.encode())
+
+
+def spelled(faces):
+    """[0, 1, 2, 7] -> "0-2,7": the opposite of `seeds_from`, as a part of a file's name.
+
+    Names of files end at 255 bytes, so a long text is cut, and a checksum tells it from others.
+    Proved: tests/test_generate.py::test_sheets_of_other_seeds_lie_beside_each_other
+    """
+    runs = []
+    for face in faces:
+        if runs and isinstance(face, int) and runs[-1][-1] == face - 1:
+            runs[-1].append(face)
+        else:
+            runs.append([face])
+    text = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else
+                    f"{run[0]}" if isinstance(run[0], int) else run[0].stem for run in runs)
+    return text if len(text) <= 80 else f"{text[:70]}...{zlib.crc32(text.encode()):08x}"
+
+
+def face_options(usual, letter="", of=""):
+    """--seeds and --w; with a letter --seeds-a and --w-a (for which --w stands, too).
+
+    Both options lengthen one list, `faces`. argparse would lengthen a default as well, so there is
+    none; `fill_in` puts the usual seeds there afterwards.
+    """
+    group, end = argparse.ArgumentParser(add_help=False), f"-{letter}" if letter else ""
+    name = end.replace("-", "_")
+    group.add_argument(f"--seeds{end}", metavar="LIST", dest=f"faces{name}", action="extend",
+                       type=seeds_from, help=f"0-63 or 1,5,9-12{of} (default {usual})")
+    group.add_argument(*["--w"] * (letter != "b"), *[f"--w{end}"] * (letter != ""),
+                       metavar="FILE", dest=f"faces{name}", action="extend", nargs="+",
+                       type=pathlib.Path, help="faces that project.py found, instead of seeds or "
+                       "beside them")
+    group.set_defaults(**{f"usual{name}": seeds_from(usual)})
+    return group
+
+
+def fill_in(options):
+    """The options, with the usual seeds where neither seeds nor files were typed."""
+    for name in ("faces", "faces_a", "faces_b"):
+        if getattr(options, name, ()) is None:
+            setattr(options, name, getattr(options, name.replace("faces", "usual")))
+    return options
+
+
+# ---- 2. Lists of numbers ---------------------------------------------------------------------
+
+MOST_SEEDS = 100_000
+
+
+def seeds_from(text):
+    """ "0-3,8" -> [0, 1, 2, 3, 8], for argparse."""
+    seeds = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds like 0-63 or 1,5,9-12")
+        if last >= 2 ** 32:
+            raise argparse.ArgumentTypeError(f"a seed is below 2^32 = {2 ** 32}, got {last}")
+        if len(seeds) + last - first >= MOST_SEEDS:
+            raise argparse.ArgumentTypeError(f"{text} are more than {MOST_SEEDS} seeds")
+        seeds += range(first, last + 1)
+    return seeds
+
+
+# No face lies that far out, and 1e308 would be too large for float32.
+strength = number_from(-1000, float, 1000)
+
+
+def numbers_from(text):
+    """ "1,0.5,-1" -> [1.0, 0.5, -1.0], for argparse."""
+    return [strength(part) for part in text.split(",")]
+
+
+def layers_from(text):
+    """ "4-7" -> (4, 7), "4" -> (4, 4), for argparse."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text, re.ASCII)
+    if not match or int(match[2] or match[1]) < int(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range of layers like 0-3")
+    return int(match[1]), int(match[2] or match[1])
