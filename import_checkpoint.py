@@ -1,4 +1,5 @@
-"""import_checkpoint.py: a public StyleGAN checkpoint becomes ours; nothing in it is run.   (10th)
+"""import_checkpoint.py: a public StyleGAN checkpoint becomes ours; nothing in it is run.
+                                                                      (11th in the reading order)
 
     python import_checkpoint.py karras2019stylegan-ffhq-1024x1024.pkl
     python import_checkpoint.py tests/data/official_stylegan.pkl tiny.pt       a second, on any CPU
@@ -7,16 +8,16 @@
 Read before: stylegan_models.py, generate.py.     Read next: tests/test_import_checkpoint.py
 Paper:   Karras et al. 2019 (arXiv 1812.04948); the files: github.com/NVlabs/stylegan, "Pre-trained
          networks", and what other people trained with that code.
-Needs:   torch, numpy. No TensorFlow, no other code, no network, any device.
-Letters: C channels (in, out of a convolution); R resolution; S size of w; lod, "level of detail":
-         the official count of resolutions from the largest, which is 0, downwards.
+Needs:   torch, numpy, Pillow. No TensorFlow, no internet, any device.
+Letters: R resolution; lod, "level of detail": the official count of resolutions from the largest,
+         which is 0, downwards. 1.6 lies between 2 and 1, and is nearer to 2.
 
 The official networks are pickles of TensorFlow variables together with the Python source that makes
 networks of them. The official loader executes that source; this one never looks at it, since the
-networks are known here. It has three things to do, one part each:
+networks are known here. It has four things to do, one part each:
 
   1. read a pickle without running it       2. say what it holds, and why other things are refused
-  3. rename and turn the arrays: one table for a format; StyleGAN2 is to become a second table
+  3. rename and turn the arrays, by a table        4. add what train.py needs to go on from there
 """
 
 import argparse
@@ -28,18 +29,18 @@ import pickletools
 import reprlib
 import shutil
 import struct
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 import stylegan_models as models
-from stylegan_models import CheckpointError, OneLineParser
+from workshop import UserError, checkpoints, machine, options
+from workshop.checkpoints import CheckpointError
+from workshop.run import new_samples
 
-fail = functools.partial(models.fail, "import_checkpoint.py")
-
-# [MACHINE] 2 CPU cores, a file of 1024 px (325 MB): 4 s, and 0.90 GB of memory, of which 0.53 GB
-#           are what torch takes by itself (measured). No GPU is used.
+# [MACHINE] Memory: the size of the file, beside what torch takes by itself. No GPU is used.
+#           Proved: tests/test_import_checkpoint.py::test_the_whole_is_never_twice_in_memory
 
 # ==== Part 1: reading a pickle without running it =============================================
 #
@@ -89,11 +90,16 @@ class Unreadable(ValueError):
     """The file is not a sound pickle. The message is part of a sentence."""
 
 
-# An official file of 1024 px has some 12,000 instructions. One can make the machine keep a few
-# hundred bytes, so this bounds memory (beside what the file itself brings along) and time.
-# Proved: tests/test_import_checkpoint.py::test_huge_claims_are_refused_in_little_memory
-MOST_INSTRUCTIONS = 200_000
+# Three limits for the machine. Each is far above what an official file needs, and keeps a small
+# file from taking much memory or time.
+# Proved: tests/test_import_checkpoint.py::test_huge_claims_are_refused_in_little_memory,
+#         ::test_the_limits_are_far_above_what_an_official_file_needs
+MOST_INSTRUCTIONS = 100_000
 LONGEST_LINE = 10_000          # bytes; lines hold names and numbers, in the oldest protocols only
+# Tuples in tuples. Python hashes and compares them by recursion, and one of 190,000 levels, which
+# takes as many bytes in a file, ends the interpreter.
+# Proved: ::test_deeply_nested_tuples_do_not_crash_python
+DEEPEST_TUPLE = 20
 
 
 class BoundedFile:
@@ -136,6 +142,7 @@ def read_pickle(file):
     Proved: tests/test_import_checkpoint.py::test_plain_values_come_out_as_pickle_gives_them
     """
     stack, memo, names = [], {}, set()
+    depths = {}                # id of a tuple -> how many tuples lie in each other in it
 
     # The stack may hold MARKs among the values: a MARK says "a list or a dict begins here".
     def pop(kind=object):
@@ -143,6 +150,10 @@ def read_pickle(file):
         if value is MARK or not isinstance(value, kind):
             raise Unreadable("its instructions do not fit together")
         return value
+
+    def top(kind):
+        stack.append(pop(kind))
+        return stack[-1]
 
     def pop_to_mark():
         start = len(stack) - 1
@@ -159,9 +170,16 @@ def read_pickle(file):
         names.add(name)
         return Named(name, args)
 
+    # All tuples of the machine come from here, so an id that Python uses again has its new depth.
+    def push_tuple(values):
+        depth = 1 + max((depths[id(v)] for v in values if isinstance(v, tuple)), default=0)
+        if depth > DEEPEST_TUPLE:
+            raise Unreadable(f"it has tuples nested more than {DEEPEST_TUPLE} deep")
+        stack.append(tuple(values))
+        depths[id(stack[-1])] = depth
+
     def put_items(target, keys_and_values):
-        # Only keys that are hashed fast and without recursion: a tuple of a tuple of a ... would
-        # crash Python itself, and chosen large integers make a dict slow.
+        # Only keys that are hashed fast: chosen large integers make a dict slow.
         target = target.items if isinstance(target, Named) else target
         for key, value in zip(keys_and_values[::2], keys_and_values[1::2], strict=True):
             if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < 2 ** 60):
@@ -192,38 +210,27 @@ def read_pickle(file):
             case "EMPTY_DICT":
                 stack.append({})
             case "EMPTY_TUPLE":
-                stack.append(())
+                push_tuple([])
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 values = [pop() for _ in range(int(opcode.name[-1]))]
-                stack.append(tuple(reversed(values)))
+                push_tuple(values[::-1])
             case "TUPLE":
-                stack.append(tuple(pop_to_mark()))
+                push_tuple(pop_to_mark())
             case "LIST" | "FROZENSET":
                 stack.append(pop_to_mark())
             case "DICT":
-                values, target = pop_to_mark(), {}
-                put_items(target, values)
-                stack.append(target)
-            case "APPEND":
-                value = pop()
-                target = pop(list)
-                target.append(value)
-                stack.append(target)
-            case "APPENDS" | "ADDITEMS":
                 values = pop_to_mark()
-                target = pop(list)
-                target.extend(values)
-                stack.append(target)
+                stack.append({})
+                put_items(stack[-1], values)
+            case "APPEND" | "APPENDS" | "ADDITEMS":
+                values = [pop()] if opcode.name == "APPEND" else pop_to_mark()
+                top(list).extend(values)
             case "SETITEM":
                 value, key = pop(), pop()
-                target = pop((dict, Named))
-                put_items(target, [key, value])
-                stack.append(target)
+                put_items(top((dict, Named)), [key, value])
             case "SETITEMS":
                 values = pop_to_mark()
-                target = pop((dict, Named))
-                put_items(target, values)
-                stack.append(target)
+                put_items(top((dict, Named)), values)
             # -- keeping things for later --
             # A file says everything once: what it needs again, it puts under a number.
             case "MEMOIZE":
@@ -264,9 +271,7 @@ def read_pickle(file):
                 stack.append(named(values[0].name, tuple(values[1:])))
             case "BUILD":
                 state = pop()
-                target = pop(Named)
-                target.state = state
-                stack.append(target)
+                top(Named).state = state
             # -- the frame of it all --
             case "PROTO" | "FRAME":
                 pass
@@ -324,7 +329,7 @@ def read_anything(path):
 
 WHY_NOT = {
     "stylegan2": "holds a StyleGAN2 network: it scales its weights by the style instead of "
-                 "normalizing its features, and only StyleGAN is imported so far",
+                 "normalizing its features, and only StyleGAN is imported",
     "stylegan3": "holds a StyleGAN3 network: its layers are filters on a continuous signal, which "
                  "no network of this program can imitate",
     "progan": "holds a Progressive GAN without styles; only StyleGAN is imported",
@@ -401,9 +406,17 @@ class Network(NamedTuple):
     variables: dict            # "synthesis/4x4/Conv/bias" -> the note of an array
 
 
-def as_dict(value):
-    """A dict that was pickled as one, or as a kind of dict (OrderedDict, EasyDict)."""
-    return dict(value.items if isinstance(value, Named) else value)
+def pairs(value):
+    """The (text, value) pairs of a dict, of a kind of dict (OrderedDict, EasyDict), or of a list.
+
+    Errors: Unreadable for a key that is not text. Whatever lies in a list of pairs has not been
+            looked at before, and is put into a dict now.
+    """
+    value = value.items if isinstance(value, Named) else value
+    value = list(value.items() if isinstance(value, dict) else value)
+    if not all(isinstance(key, str) for key, _ in value):
+        raise Unreadable("has a name in it that is not text")
+    return value
 
 
 def network_of(note):
@@ -413,19 +426,22 @@ def network_of(note):
     """
     if not isinstance(note, Named) or not note.name.endswith("Network"):
         raise Unreadable("has something else where a network should be")
-    state = note.state
-    kwargs, variables = as_dict(state["static_kwargs"]), dict(state["variables"])
-    for prefix, part in as_dict(state.get("components", {})).items():
-        if part is note or part.state.get("components"):
-            raise Unreadable("has networks nested deeper than G's two halves")
-        kwargs.update(as_dict(part.state["static_kwargs"]))
-        variables.update((f"{prefix}/{name}", value) for name, value in part.state["variables"])
-    return Network(state["build_func_name"], kwargs, variables)
+    state, builder = note.state, note.state["build_func_name"]
+    if not isinstance(builder, str):                   # it is looked up in a table later
+        raise Unreadable("has a network built by something that is not named by text")
+    kwargs, variables = dict(pairs(state["static_kwargs"])), dict(pairs(state["variables"]))
+    parts = pairs(state.get("components", {}))
+    if len(parts) > 2 or any(part.state.get("components") for _, part in parts):
+        raise Unreadable("has networks of more parts than G's two halves")
+    for prefix, part in parts:
+        kwargs.update(pairs(part.state["static_kwargs"]))
+        variables.update((f"{prefix}/{name}", v) for name, v in pairs(part.state["variables"]))
+    return Network(builder, kwargs, variables)
 
 
 # ==== Part 3: names and layouts ===============================================================
 #
-# A format is a table: our name, the official name below its network, and how the array is laid out.
+# Each line of the tables: our name, the official name below its network, and how the array lies.
 # {k} runs over the mapping layers, {r} over the resolutions 4, 8, ..., {R} over 8, 16, ...; {lod}
 # counts the resolutions down to 0, the largest; {n} and {m} number the noise maps, two to each
 # resolution. Dots are ours, slashes theirs.
@@ -508,40 +524,23 @@ LAYOUTS = {
 }
 
 
-class Format(NamedTuple):
-    """All that distinguishes one public format from another.
-
-    A further one is a further entry of `FORMATS`: its tables, and where its arrays lie differently
-    a further entry of `LAYOUTS`. Reading, checking and writing stay as they are.
-    """
-    title: str
-    builders: tuple            # functions that made G and D
-    settings: dict             # our name -> (their name, their default)
-    fixed: dict                # their options that must have this value, which is the default
-    generator: str
-    discriminator: str
-    unused: tuple              # variables without a place here
-    mirrored_from: Callable
-
-
-FORMATS = (
-    Format(
-        title="StyleGAN", builders=("G_style", "D_basic"),
-        settings={
-            "resolution": ("resolution", 1024), "channel_base": ("fmap_base", 8192),
-            "channel_max": ("fmap_max", 512), "latent_dim": ("latent_size", 512),
-            "style_dim": ("dlatent_size", 512), "mapping_dim": ("mapping_fmaps", 512),
-            "mapping_layers": ("mapping_layers", 8)},
-        fixed={
-            "num_channels": 3, "fmap_decay": 1, "use_styles": True, "const_input_layer": True,
-            "use_noise": True, "use_pixel_norm": False, "use_instance_norm": True,
-            "nonlinearity": "lrelu", "mapping_nonlinearity": "lrelu", "use_wscale": True,
-            "normalize_latents": True, "mapping_lrmul": 0.01, "blur_filter": [1, 2, 1],
-            "mbstd_group_size": 4, "mbstd_num_features": 1},
-        generator=STYLEGAN_GENERATOR, discriminator=STYLEGAN_DISCRIMINATOR,
-        unused=("lod", "synthesis/lod"),               # how far training had grown: 0 at the end
-        mirrored_from=mirrored_from),
-)
+# The names of the functions that made G and D ...
+BUILDERS = ("G_style", "D_basic")
+# ... and what these were given. Our name of a setting -> (theirs, their default).
+SETTINGS = {
+    "resolution": ("resolution", 1024), "channel_base": ("fmap_base", 8192),
+    "channel_max": ("fmap_max", 512), "latent_dim": ("latent_size", 512),
+    "style_dim": ("dlatent_size", 512), "mapping_dim": ("mapping_fmaps", 512),
+    "mapping_layers": ("mapping_layers", 8)}
+# Options of theirs that change the network, with their defaults, the only values we have.
+FIXED = {
+    "num_channels": 3, "fmap_decay": 1, "use_styles": True, "const_input_layer": True,
+    "use_noise": True, "use_pixel_norm": False, "use_instance_norm": True,
+    "nonlinearity": "lrelu", "mapping_nonlinearity": "lrelu", "use_wscale": True,
+    "normalize_latents": True, "mapping_lrmul": 0.01, "blur_filter": [1, 2, 1],
+    "mbstd_group_size": 4, "mbstd_num_features": 1}
+# Variables that belong to no layer. The second is a copy of the first, made whenever G is run.
+LODS = ("lod", "synthesis/lod")
 # What other functions of the same family make.
 OTHER_BUILDERS = {"G_main": "stylegan2", "G_stylegan2": "stylegan2", "D_stylegan2": "stylegan2",
                   "D_stylegan": "stylegan2", "G_paper": "progan", "D_paper": "progan"}
@@ -601,7 +600,7 @@ def array_of(note):
     return np.frombuffer(raw, order + number).reshape(shape, order="F" if fortran else "C")
 
 
-def import_network(network, table, unused, wanted, settings, mirrored):
+def import_network(network, table, wanted, settings, mirrored):
     """The state dict, float32, that `wanted` (a state dict on the meta device) has the shapes of.
 
     Every array is copied once and taken out of network.variables, which lets its bytes go, so that
@@ -623,14 +622,64 @@ def import_network(network, table, unused, wanted, settings, mirrored):
         if not np.isfinite(array).all():
             raise Unreadable(f"has values in {theirs} that are not finite numbers")
         state[ours] = torch.from_numpy(array)
-    left = sorted(str(name) for name in set(left) - set(unused))
+    left = sorted(set(left) - set(LODS))
     if left:
         raise Unreadable(f"has a variable {reprlib.repr(left[0])}, which no network here has")
     return state
 
 
+def check_kind(G, D, Gs):
+    """Raise Unreadable unless three networks are those of a StyleGAN without labels.
+
+    Proved: tests/test_import_checkpoint.py::test_other_programs_files_are_refused_by_name
+    """
+    for network in (G, D, Gs):
+        if network.builder in OTHER_BUILDERS:
+            raise Unreadable(WHY_NOT[OTHER_BUILDERS[network.builder]])
+        labels = network.kwargs.get("label_size", 0)
+        if labels != 0 or "mapping/LabelConcat/weight" in network.variables:
+            raise Unreadable(WHY_NOT["labels"].format(reprlib.repr(labels)))
+    builders = (G.builder, D.builder, Gs.builder)
+    if builders != (*BUILDERS, BUILDERS[0]):
+        raise Unreadable(f"has networks built by {reprlib.repr(builders)}, not known here")
+    for network in (G, D, Gs):
+        for option, wanted in FIXED.items():
+            given = network.kwargs.get(option, wanted)
+            if given != wanted:
+                raise Unreadable(f"has networks built with {option} = {reprlib.repr(given)}; "
+                                 f"only {wanted} can be imported")
+
+
+def lod_of(network, resolution):
+    """The official level of detail that a network stood at: 0 at the end of training.
+
+    Errors: Unreadable, or any error of a note that is no array, if there is no such level.
+    """
+    lod = float(array_of(network.variables.get(LODS[0], 0)))
+    levels = len(models.resolutions_up_to(resolution))
+    if not 0 <= lod <= levels - 1:
+        raise Unreadable(f"has lod = {lod:g}, where {resolution} px have 0 to {levels - 1}")
+    return lod
+
+
+class Imported(NamedTuple):
+    """What an official file holds: settings of ours, the lod of Gs, and three state dicts."""
+    settings: dict
+    lod: float
+    generator: dict
+    discriminator: dict
+    generator_ema: dict
+
+
+# A copied array has 4 bytes a number, where the file has 2 or more. So sound networks take at most
+# 2 bytes of memory for a byte of the file. More than 4 means that one array stands for many layers:
+# the file of the test has 0.7 MB, and asks for 260 MB.
+# Proved: tests/test_import_checkpoint.py::test_one_array_for_hundreds_of_layers_is_refused
+MOST_GROWTH = 4
+
+
 def import_file(path):
-    """(settings, generator, discriminator, generator_ema): the three networks of an official file.
+    """What the three networks of an official file are here, as `Imported`.
 
     Errors: CheckpointError, one sentence with the file's name and the reason.
     Proved: tests/test_import_checkpoint.py::test_the_official_file_gives_the_official_images,
@@ -651,28 +700,12 @@ def import_file(path):
         # trained, Gs its moving average.
         G, D, Gs = networks = [network_of(part) for part in value]
         del value
-        for network in networks:
-            if OTHER_BUILDERS.get(network.builder):
-                raise Unreadable(WHY_NOT[OTHER_BUILDERS[network.builder]])
-            labels = network.kwargs.get("label_size", 0)
-            if labels != 0 or "mapping/LabelConcat/weight" in network.variables:
-                raise Unreadable(WHY_NOT["labels"].format(reprlib.repr(labels)))
-        builders = (G.builder, D.builder)
-        style = next((f for f in FORMATS if f.builders == builders), None)
-        if style is None or Gs.builder != G.builder:
-            raise Unreadable(f"has networks built by {reprlib.repr(builders)}, which are not "
-                             f"known here")
-        for network in networks:
-            for option, wanted in style.fixed.items():
-                given = network.kwargs.get(option, wanted)
-                if given != wanted:
-                    raise Unreadable(f"has networks built with {option} = {reprlib.repr(given)}; "
-                                     f"only {wanted} can be imported")
+        check_kind(G, D, Gs)
 
         # The file says what was asked for when the network was made; what was not said has the
         # official default. Limits first: nothing is built from a number that a file chose freely.
         settings = {}
-        for ours, (theirs, default) in style.settings.items():
+        for ours, (theirs, default) in SETTINGS.items():
             number = G.kwargs.get(theirs, default)
             if not isinstance(number, (int, float)) or number != int(number) or not (
                     1 <= number <= (1000 if ours == "mapping_layers" else 1e6)):
@@ -682,12 +715,23 @@ def import_file(path):
         with torch.device("meta"):
             shapes_g = models.make_generator(settings).state_dict()
             shapes_d = models.make_discriminator(settings).state_dict()
-        mirrored = style.mirrored_from(G.kwargs)
-        make = functools.partial(import_network, unused=style.unused, settings=settings,
-                                 mirrored=mirrored)
-        return (settings, make(G, style.generator, wanted=shapes_g),
-                make(D, style.discriminator, wanted=shapes_d),
-                make(Gs, style.generator, wanted=shapes_g))
+        claimed = 4 * sum(t.numel() for shapes in (shapes_g, shapes_d, shapes_g)
+                          for t in shapes.values())
+        if claimed > MOST_GROWTH * path.stat().st_size:
+            raise Unreadable(f"claims networks of {claimed / 1e6:.0f} MB, which cannot be in a "
+                             f"file of {path.stat().st_size / 1e6:.1f} MB")
+
+        # All three stand at the same lod while they are trained. That of Gs may be one update
+        # behind, four batches at most: less than 0.01 of a fade-in.
+        lods = [lod_of(network, settings["resolution"]) for network in networks]
+        if max(lods) - min(lods) > 0.01:
+            raise Unreadable(f"has networks at different lods ({lods[0]:g}, {lods[1]:g}, "
+                             f"{lods[2]:g}), which do not belong to each other")
+        make = functools.partial(import_network, settings=settings,
+                                 mirrored=mirrored_from(G.kwargs))
+        return Imported(settings, lods[2], make(G, STYLEGAN_GENERATOR, wanted=shapes_g),
+                        make(D, STYLEGAN_DISCRIMINATOR, wanted=shapes_d),
+                        make(Gs, STYLEGAN_GENERATOR, wanted=shapes_g))
     except Unreadable as error:
         raise CheckpointError(f"{path}: {error}") from None
     except Exception:                                  # notes that are not what they pretend to be
@@ -697,84 +741,101 @@ def import_file(path):
 
 # ==== Part 4: a checkpoint that train.py can go on from =======================================
 #
-# The official files hold networks and nothing of the run that made them: not its options, not how
-# many images it had seen, not Adam's moments. train.py asks for all of them, so they are written as
-# what they would be at the start of fine-tuning: the paper's options for the resolution, Adam
-# without a memory, and a clock that says 25,000 kimg, the length of the paper's run. The clock is
-# not for show: G_ema averages over 5 % of the images seen so far, and with a clock at 0 the first
-# step would overwrite the imported average with G. Proved: ::test_fine_tuning_keeps_the_average
+# The official files hold networks and little of the run that made them: not its options, not how
+# many images it had seen, not Adam's moments. train.py asks for all of them. So they are written as
+# what they would be in a run with the paper's options: Adam without a memory, and a clock.
+#
+# The clock is not for show. G_ema averages over 5 % of the images seen so far; with a clock at 0
+# the first step would overwrite the imported average with G.
+# Proved: tests/test_import_checkpoint.py::test_fine_tuning_keeps_the_average
+#
+# Which pictures the networks learned, no file says. The option "data" is left out, so that train.py
+# and evaluate.py ask for --data. Proved: ::test_without_data_an_imported_network_is_not_trained
 
+# The paper's run is 25,000 kimg long. What an imported finished network gets on top is our choice.
 KIMG_SEEN, KIMG_MORE = 25000.0, 1000.0
-# [MACHINE] The paper's batches, for one GPU with 11 GB or more (not measured here). Less memory:
-#           --batch 4:64,64:16,128:8,256:4,512:2 when resuming. Every other option can be given
-#           there, too.
-FINE_TUNING = dict(
-    initial_resolution=4, growth="fade", morph_kimg="20", r1_interval=1, styles_to_mix=2,
-    mixing_probability=0.9, seed=0, no_flip=False, allow_upsampling=False, max_bad=1.0,
-    cache="cache", data=None, accumulate="1", precision="fp32", compile=False, evaluate_kimg=None,
-    evaluate_metrics="duality_gap", evaluate_features="inception", evaluate_images=2048,
-    batch="4:128,32:64,64:32,128:16,256:8,512:4",
-    learning_rate="4:0.001,128:0.0015,256:0.002,512:0.003", r1_gamma="10", fade_kimg="600",
-    stabilize_kimg="600", total_kimg=KIMG_SEEN + KIMG_MORE, ema_halflife_kimg=10.0,
-    tick_kimg=40.0, samples_kimg=200.0, checkpoint_kimg=200.0, workers=min(8, os.cpu_count() or 1))
+
+
+def where_it_stood(resolution, lod):
+    """(initial resolution, nimg, resolution, phase, alpha) of an official run at this lod.
+
+    The whole part of lod counts doublings that are to come. The rest says how far the newest block
+    has come in: lod 1.6 of 1024 px is 512 px at alpha 0.4.
+    How:    the clock is put where the official schedule has it: from 8 px on, 600 kimg for a
+            resolution and 600 for a fade-in. During the first of these lod stands still, so the
+            file does not say how much of it is over; the middle is taken.
+            lod 0 is the last resolution, and is taken for the end of the run.
+    Source: NVlabs/stylegan, training/training_loop.py, training_schedule; train.py.
+    Proved: tests/test_import_checkpoint.py::test_a_snapshot_of_the_middle_goes_on_where_it_stood
+    """
+    if lod == 0:
+        return resolution, round(1000 * KIMG_SEEN), resolution, "stabilize", 1.0
+    now, alpha = resolution >> math.floor(lod), 1.0 - lod % 1
+    settled = now if alpha == 1 else now // 2          # the largest resolution that is not fading
+    initial = min(8, settled)
+    kimg = 1200 * (settled // initial).bit_length() - 1200     # for doublings that are over
+    if alpha == 1:
+        return initial, round(1000 * (kimg + 300)), now, "stabilize", 1.0
+    return initial, round(1000 * (kimg + 600 + 600 * alpha)), now, "fade", alpha
 
 
 def new_adam(parameters):
     """The state dict of an Adam, as in train.py, that has not made a step for `parameters` yet.
 
     Why:    making one and asking it would be shorter. But torch loads its compiler for the first
-            optimizer that is made, which needs more than 100 MB (measured); nothing is optimized
-            here, so all is spelled out.
+            optimizer that is made. Nothing is optimized here, so all is spelled out.
+    Units:  the flags for the device are None: a file of no machine in particular has no opinion.
     Proved: tests/test_import_checkpoint.py::test_the_written_adam_has_not_made_a_step,
             ::test_the_compiler_is_not_loaded
     """
     return {"state": {}, "param_groups": [{
         "lr": 0.001, "betas": (0.0, 0.99), "eps": 1e-8, "weight_decay": 0, "amsgrad": False,
         "maximize": False, "foreach": None, "capturable": False, "differentiable": False,
-        "fused": True, "decoupled_weight_decay": False, "params": list(range(parameters))}]}
+        "fused": None, "decoupled_weight_decay": False, "params": list(range(parameters))}]}
 
 
-def sample_inputs(settings):
-    """The z and style rows of train.py's sample grid, as `new_samples` there: last row mixed.
-
-    Shapes: z [n, K, latent] with K = 2 styles an image; style_index [n, L].
-    """
-    resolution = settings["resolution"]
-    columns = min(8, max(2, 4096 // resolution))
-    rows = min(6, max(2, 2048 // resolution))
-    layers = models.num_style_layers(resolution)
-    generator = torch.Generator().manual_seed(1)
-    style_index = torch.zeros(rows * columns, layers, dtype=torch.long)
-    for column in range(columns):                      # the first style up to another layer each
-        style_index[column - columns, 1 + column % max(1, layers - 1):] = 1
-    return {"z": torch.randn(rows * columns, 2, settings["latent_dim"], generator=generator),
-            "style_index": style_index, "columns": columns}
-
-
-def as_checkpoint(settings, generator, discriminator, generator_ema):
+def as_checkpoint(imported):
     """The dict that `save_checkpoint` writes, with all that train.py needs to go on.
 
-    It begins where the schedule ends: at the final resolution, which is also put down as the
-    initial one, so that there is nothing left to grow.
+    A finished network begins where the schedule ends: at the final resolution, which is also put
+    down as the initial one, so that there is nothing left to grow.
     Proved: tests/test_import_checkpoint.py::test_fine_tuning_goes_on_at_the_final_resolution
     """
+    settings = imported.settings
     with torch.device("meta"):
         counts = [sum(1 for _ in make(settings).parameters())
                   for make in (models.make_generator, models.make_discriminator)]
-    options = {**FINE_TUNING, **settings, "initial_resolution": settings["resolution"]}
+    initial, nimg, now, phase, alpha = where_it_stood(settings["resolution"], imported.lod)
+    # [MACHINE] The paper's options are for one GPU with 11 GB or more. Less memory, when resuming:
+    #           --batch 4:64,64:16,128:8,256:4,512:2. Every other option can be given there, too.
+    run = {**options.ALWAYS, **options.PRESETS["your pictures on a GPU"], **settings,
+           "initial_resolution": initial,
+           "total_kimg": KIMG_SEEN + (KIMG_MORE if imported.lod == 0 else 0.0)}
+    run["workers"] = min(run["workers"], machine.cores())
+    del run["data"]
     return {
-        "settings": settings, "options": options, "generator": generator,
-        "generator_ema": generator_ema, "discriminator": discriminator,
+        "settings": settings, "options": run, "generator": imported.generator,
+        "generator_ema": imported.generator_ema, "discriminator": imported.discriminator,
         "optimizer_g": new_adam(counts[0]), "optimizer_d": new_adam(counts[1]),
-        "samples": sample_inputs(settings),
+        "samples": new_samples(argparse.Namespace(**run)),
         # sums: train.py's running sums since the last status line, five means and a count.
-        "progress": {"nimg": round(1000 * KIMG_SEEN), "step": 0,
-                     "resolution": settings["resolution"], "phase": "stabilize", "alpha": 1.0,
+        "progress": {"nimg": nimg, "step": 0, "resolution": now, "phase": phase, "alpha": alpha,
                      "steps_since_tick": 0, "sums": torch.zeros(6)}}
 
 
+# ==== Part 5: the program =====================================================================
+
+
+def check_out(out):
+    """Raise UserError unless a new file can be written there."""
+    if out.exists() or out.is_symlink():
+        raise UserError(f"{out}: exists already; name another file to write to")
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent}: no such folder")
+
+
 def parse_args(argv=None):
-    parser = OneLineParser(
+    parser = options.OneLineParser(
         prog="import_checkpoint.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Turn an official StyleGAN checkpoint (a TensorFlow .pkl) into one of this\n"
@@ -784,8 +845,8 @@ def parse_args(argv=None):
                f"  python train.py --resume MODEL --data photos/           {KIMG_MORE:g} kimg of "
                "fine-tuning\n"
                "  python convert_resolution.py MODEL 512                  a smaller network\n"
-               "The options of fine-tuning are the paper's for a GPU; others can be given to\n"
-               "train.py together with --resume.")
+               "A snapshot from the middle of training goes on growing where it stood. The\n"
+               "options are the paper's for a GPU; others can be given together with --resume.")
     parser.add_argument("file", metavar="FILE", type=pathlib.Path,
                         help="for instance karras2019stylegan-ffhq-1024x1024.pkl")
     parser.add_argument("model", metavar="MODEL", type=pathlib.Path, nargs="?",
@@ -796,40 +857,43 @@ def parse_args(argv=None):
 
 def main(argv=None):
     """Read, translate, write. Returns the exit code."""
-    options = parse_args(argv)
-    path = options.file
-    out = options.model or path.with_suffix(".pt")
-    try:
-        # ---- 1. Is there a place for it? ----
-        if out.exists() or out.is_symlink():
-            raise ValueError(f"{out}: exists already; name another file to write to")
-        if not out.parent.is_dir():
-            raise ValueError(f"{out.parent}: no such folder")
+    typed = parse_args(argv)
+    path, out = typed.file, typed.model or typed.file.with_suffix(".pt")
 
-        # ---- 2. Read and translate ----
-        settings, generator, discriminator, generator_ema = import_file(path)
-        needed = sum(tensor.nbytes for state in (generator, discriminator, generator_ema)
-                     for tensor in state.values()) + 2 ** 20
-        free = shutil.disk_usage(out.parent).free
-        if free < needed:
-            raise ValueError(f"{out}: needs {needed / 1e6:.0f} MB, and the disk has "
-                             f"{free / 1e6:.0f} MB left")
+    # ---- 1. Read and translate ----
+    # A name that was typed is checked first. One that was not may be FILE itself, if that ends in
+    # .pt; then what FILE is says more than that it exists.
+    if typed.model:
+        check_out(out)
+    imported = import_file(path)
 
-        # ---- 3. Write ----
-        checkpoint = as_checkpoint(settings, generator, discriminator, generator_ema)
-        models.save_checkpoint(out, checkpoint)
-    except (ValueError, OSError, RuntimeError) as error:   # torch: a full disk is a RuntimeError
-        fail(error)
+    # ---- 2. Write ----
+    check_out(out)
+    # The 2^20 are for names, numbers and what else torch.save writes beside the tensors.
+    needed = 2 ** 20 + sum(tensor.nbytes for state in imported[2:] for tensor in state.values())
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise UserError(f"{out}: needs {needed / 1e6:.0f} MB, and the disk has {free / 1e6:.0f} "
+                        f"MB left")
+    checkpoint = as_checkpoint(imported)
+    checkpoints.save_checkpoint(out, checkpoint)
+
+    # ---- 3. Say what it was, and what can be done with it ----
     count = [sum(t.numel() for name, t in state.items()
                  if not name.endswith(".const") and name != "w_avg") / 1e6
-             for state in (generator, discriminator)]
-    r = settings["resolution"]
+             for state in (imported.generator, imported.discriminator)]
+    r, progress = imported.settings["resolution"], checkpoint["progress"]
     print(f"{path}: StyleGAN, {r}x{r}, {count[0]:.3g} M parameters in G, {count[1]:.3g} M in D")
+    if imported.lod > 0:
+        print(f"from the middle of training: {progress['resolution']} px, {progress['phase']}, "
+              f"alpha {progress['alpha']:.2f}")
     print(f"{out}: {out.stat().st_size / 1e6:.0f} MB\n"
           f"look at it:   python generate.py {out} samples --psi 0.7 --cutoff 8\n"
-          f"fine-tune it: python train.py --resume {out} --data photos/")
+          f"train it on:  python train.py --resume {out} --data photos/\n"
+          f"              goes on at {progress['nimg'] / 1000:g} kimg, and ends at "
+          f"{checkpoint['options']['total_kimg']:g}")
     return 0
 
 
 if __name__ == "__main__":
-    models.start(main, fail, "stopped; nothing was written")
+    options.start(main, "import_checkpoint.py", "stopped; nothing was written")
