@@ -39,8 +39,8 @@ import torch.nn.functional as F
 
 import convert_resolution as convert
 import stylegan_models as models
-from stylegan_layers import blur, leaky_relu
 from workshop import checkpoints, machine, options
+from workshop.fast_gradients import blur, leaky_relu
 
 # [MACHINE] 2 CPU cores, 512 to 1024 px at the paper's widths: 26 s and 2.9 GB of memory (measured).
 #           No GPU is used.
@@ -71,9 +71,8 @@ from workshop import checkpoints, machine, options
 # its other side, so it is the same for the transposed matrices.)
 #
 # THE SOLUTION OF LEAST NORM is F = K+ P, where K+ = K' (K K')^-1 is the pseudoinverse [C, 3]. It is
-# useless. It has rank 3 at the centre and is zero at the other eight taps: all C channels carry
-# the same three colours, and get gradients that are combinations of three. Adam would have to break
-# that apart, in a network that has nothing to say in the other C - 3 directions.
+# not taken here. It has rank 3 at the centre and is zero at the other eight taps: all C channels
+# carry mixtures of the same three colours, and the other C - 3 directions stay empty.
 # Proved: tests/test_morph.py::test_the_least_norm_solution_is_degenerate
 #
 # THE NULL SPACE of K has the other C - 3 dimensions: whatever F writes there, K does not see. So
@@ -91,11 +90,11 @@ from workshop import checkpoints, machine, options
 # AND THE BLUR? Both networks blur where they change the resolution (stylegan_layers.py), so exactly
 # the old image cannot come out: it is enlarged and blurred, and D sees a blurred picture made
 # smaller, which is not what it was trained on. But nobody said that G must be 1x1. Its kernel may
-# undo as much of the blur as three taps can:  UNBLUR in each direction. Enlarging by
-# nearest neighbour, (0 0 1 1 0 0), is blurred to (0 1 3 3 1 0)/4; with UNBLUR before the blur it is
-# (-1 1 8 8 1 -1)/8. Of all kernels (a, 1 - 2a, a) this is the nearest, and the same is true of D's
-# mean over 2x2. What D sees of G's enlarged image is then 1.03 times the small one in each
-# direction, but for 3 % that come from two pixels further on.
+# undo as much of the blur as three taps can. These taps are UNBLUR, in each direction. Enlarging
+# by nearest neighbour gives (0 0 1 1 0 0), and the blur makes (0 1 3 3 1 0)/4 of it; with UNBLUR
+# before the blur it is (-1 1 8 8 1 -1)/8. Of all kernels (a, 1 - 2a, a) this comes nearest to no
+# blur. The same is true of D's mean over 2x2. What D sees of G's enlarged image is then 1.03 times
+# the small one in each direction, but for 3 % that come from two pixels further on.
 # Proved: tests/test_morph.py::test_unblur_is_the_best_of_its_kind
 
 UNBLUR = (-0.5, 2.0, -0.5)
@@ -251,7 +250,8 @@ def fit_styles(G, resolution, rng):
             ordinary = block.conv1(block.adain0(
                 leaky_relu(block.noise0(ordinary, "const")), w))
             noise = block.noise1
-        return x, F.instance_norm(leaky_relu(noise(ordinary, "const")))
+        normal = F.instance_norm(leaky_relu(noise(ordinary, "const")), eps=1e-8)  # as AdaIN
+        return x, normal
 
     for layer, adain in enumerate((block.adain0, block.adain1)):
         wanted = []                                                        # [n, 2C] in the end

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 # Operations whose gradients are written by hand, for speed. What each of them computes stands here,
 # beside its first use; how, in workshop/fast_gradients.py.
 from workshop.fast_gradients import (
-    LEAKY_SLOPE, add_noise, blur, box_mean, box_sum, convolve, leaky_relu, normalize_and_style)
+    add_noise, blur, box_mean, box_sum, convolve, normalize_and_style)
 
 
 def normal(*shape, std=1.0):

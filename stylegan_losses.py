@@ -84,8 +84,8 @@ def r1_penalty(real_scores, reals):
             the gradients of the weights, which are not asked for here.
     Proved: tests/test_losses.py::test_r1_equals_the_official_one
     """
-    # Image n changes score n only (but for the minibatch stddev, as in the official code). So the
-    # gradient of the sum holds the gradient of each score at its own image.
+    # Image n changes score n only (but for D's layer that compares images, MinibatchStddev, as in
+    # the official code). So the gradient of the sum holds that of each score at its own image.
     with input_gradients_only():
         gradient, = torch.autograd.grad(real_scores.sum(), reals, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()

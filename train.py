@@ -12,8 +12,9 @@ Paper:   Karras et al. 2019, "A Style-Based Generator Architecture for Generativ
          Networks" (arXiv 1812.04948), section 2 and appendix C; the growing: Karras et al. 2018,
          "Progressive Growing of GANs", here ProGAN (arXiv 1710.10196), section 2, appendix A.
 Needs:   torch, torchvision, numpy, Pillow, tqdm, tensorboard; CPU, CUDA or MPS.
-Letters: N images in the batch; K styles mixed in one image; L style layers; R pixels a side. nimg
-         counts the real images shown to D so far; kimg is 1000 of them: the clock of a run.
+Letters: N images in the batch; K styles mixed in one image; L style layers; R pixels a side. A
+         style row says which of an image's K styles each of its L layers takes. nimg counts the
+         real images shown to D so far; kimg is 1000 of them: the clock of a run.
 
 A generator G makes images out of random numbers. Before StyleGAN these were its input, and each
 layer made of them what it could. StyleGAN's G has no input. It starts from a constant, the same for
@@ -25,7 +26,8 @@ all images, and the random numbers tell each of its layers HOW to draw:
         |                      |
     noise, leaky ReLU          |      noise: a random map, for what is chance (where a hair lies)
     AdaIN  <------- A -------- +      A: a learned layer at each place. It turns w into the mean
-        |                      |      and the size that AdaIN gives to each channel of the image
+        |                      |      and the size that AdaIN (adaptive instance normalization)
+        |                      |      gives to each channel of the image
     convolution                |
     noise, leaky ReLU          |
     AdaIN  <------- A -------- +
