@@ -64,11 +64,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import morph
 import stylegan_dataloader as data
 import stylegan_models as models
 from stylegan_layers import NoiseInput
 from stylegan_losses import discriminator_loss
-from workshop import UserError, checkpoints, curves, machine, options
+from workshop import UserError, curves, machine, options
 from workshop.curves import append_line, explanation, table
 from workshop.features import (
     INCEPTION, SMALLEST_LPIPS, compute_features, fingerprint_of, load_features, lpips_network)
@@ -801,7 +802,7 @@ def main(argv=None):
     device = machine.pick_device(o.device)
     # Of two fast ways to convolve, cuDNN otherwise takes whichever; the numbers would vary.
     torch.backends.cudnn.deterministic = True
-    loaded = checkpoints.load_networks(
+    loaded = morph.load_networks(
         path, device, ("generator_ema", "generator", "discriminator"))
     checkpoint, r, features, reals = loaded.checkpoint, loaded.resolution, None, {}
     run = checkpoint.get("options", {})

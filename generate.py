@@ -34,12 +34,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import morph
 import stylegan_models as models
 from evaluate import slerp
 from project import read_w, spread_of_w
 from stylegan_dataloader import to_pixels
 from stylegan_layers import AdaIN, NoiseInput
-from workshop import UserError, checkpoints, figures, machine, video
+from workshop import UserError, figures, machine, video
 from workshop.faces import (
     face_options, fill_in, key_of, layers_from, name_of, numbers_from, spelled, strength)
 from workshop.figures import (
@@ -87,10 +88,10 @@ def load_model(path, device, batch=8, **how):
     """The averaged generator of a checkpoint as a `Model`; the rest of the file is dropped.
 
     Why:    the file of a 1024 px run holds G twice, D, and two numbers of Adam for each of theirs.
-    Errors: CheckpointError as `checkpoints.load_networks`.
+    Errors: CheckpointError as `morph.load_networks`.
     Proved: tests/test_generate.py::test_only_the_averaged_generator_stays_in_memory
     """
-    loaded = checkpoints.load_networks(path, device, ("generator_ema",))
+    loaded = morph.load_networks(path, device, ("generator_ema",))
     progress, growing = loaded.checkpoint.get("progress", {}), ""
     if progress.get("alpha", 1) < 1:
         growing = "morphing" if progress.get("phase") == "morph" else "fading in"

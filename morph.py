@@ -394,6 +394,18 @@ def stand_in(block, kind):
     return young
 
 
+def load_networks(path, device="cpu", parts=("generator_ema",)):
+    """`checkpoints.load_networks`, with a block in the middle of morphing as young as it was.
+
+    Proved: tests/test_morph.py::test_a_checkpoint_from_the_middle_of_a_morph_gives_its_pictures
+    """
+    loaded = checkpoints.load_networks(path, device, parts)
+    if loaded.checkpoint.get("progress", {}).get("phase") == "morph":
+        alpha = ripen(loaded.alpha, loaded.resolution, *loaded.networks.values())
+        loaded = loaded._replace(alpha=alpha)
+    return loaded
+
+
 # ==== Part 4: the proof =======================================================================
 #
 # As in convert_resolution.py, the program measures what it claims before it writes. The algebra is

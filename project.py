@@ -43,9 +43,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import morph
 import stylegan_models as models
 from stylegan_dataloader import to_images
-from workshop import UserError, checkpoints, features, figures, machine, pictures
+from workshop import UserError, features, figures, machine, pictures
 from workshop.options import OneLineParser, number_from, start
 
 LARGEST_SEEN = 256            # pixels a side of what a feature network is shown, as StyleGAN2 does
@@ -250,7 +251,7 @@ def main(argv=None):
         raise UserError(f"--out {out}: is the photograph itself")
     device = machine.pick_device(o.device)
     # Of the file only G's average is kept; a network in training is taken where it stands.
-    networks, resolution, alpha, _ = checkpoints.load_networks(o.model, device)
+    networks, resolution, alpha, _ = morph.load_networks(o.model, device)
     G = networks["generator_ema"]
     side = max(resolution, figures.tile_side(resolution))      # full size
     figures.check_figure(out, 1, 2, side)

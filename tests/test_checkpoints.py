@@ -9,7 +9,6 @@ import zipfile
 import pytest
 import torch
 
-import morph
 import stylegan_models as models
 from conftest import ROOT
 from workshop import UserError, checkpoints, machine
@@ -192,29 +191,3 @@ def test_a_fading_network_comes_back_at_its_resolution_and_alpha(tmp_path):
         with pytest.raises(checkpoints.CheckpointError, match="no resolution and alpha") as caught:
             loaded(progress=progress)
         assert str(path) in str(caught.value)
-
-
-def test_a_checkpoint_from_the_middle_of_a_morph_gives_the_same_pictures_again(tmp_path):
-    """Lesson: a young block has its age inside of it, and its weights do not say so. The file does:
-    alpha says how far the block has come, and nothing is left to be faded."""
-    path, z = tmp_path / "g.pt", torch.randn(2, 12)
-    G, D = models.make_generator(SMALL).eval(), models.make_discriminator(SMALL)
-    machine.place(G, CPU)
-    grown = G(z, noise_mode="const")
-    morph.ripen(0.25, 16, G, D)
-    images = G(z, noise_mode="const")
-    scores = D(images)
-    checkpoints.save_checkpoint(path, {
-        "settings": SMALL, "generator_ema": G.state_dict(), "discriminator": D.state_dict(),
-        "progress": {"resolution": 16, "alpha": 0.25, "phase": "morph"}})
-    loaded = checkpoints.load_networks(path, CPU, parts=("generator_ema", "discriminator"))
-    again, judge = loaded.networks["generator_ema"], loaded.networks["discriminator"]
-    assert isinstance(again.synthesis.blocks["16"], morph.YoungSynthesisBlock)
-    assert not isinstance(again.synthesis.blocks["8"], morph.YoungSynthesisBlock)
-    assert (loaded.resolution, loaded.alpha) == (16, 1.0)
-    assert loaded.checkpoint["progress"]["alpha"] == 0.25
-    assert torch.equal(again(z, noise_mode="const", alpha=loaded.alpha), images)
-    assert torch.allclose(judge(images, loaded.alpha), scores, atol=1e-6)
-    assert not torch.allclose(images, grown, atol=1e-3)        # control: as a grown one, another
-    morph.ripen(1.0, 16, D)
-    assert not torch.allclose(D(images), scores, atol=1e-4)    # control

@@ -20,7 +20,7 @@ import train
 from conftest import refused, relative
 from convert_resolution import resolution_of
 from tiny import differences
-from workshop import checkpoints
+from workshop import checkpoints, machine
 
 EXACT = 1e-5                   # relative, float32; the sums on the way are larger than the result
 # Old 8 px, new 16 px: the same width, and half of it.
@@ -500,9 +500,35 @@ def test_it_works_on_what_other_programs_wrote(run, tmp_path):
     assert middle["options"]["growth"] == middle["progress"]["phase"] == "morph"
 
 
+def test_a_checkpoint_from_the_middle_of_a_morph_gives_its_pictures(tmp_path):
+    """Lesson: a young block has its age inside of it, and its weights do not say so. The file does:
+    alpha says how far the block has come, and nothing is left to be faded."""
+    path, z = tmp_path / "g.pt", torch.randn(2, 8)
+    G, D = models.make_generator(tiny.SETTINGS).eval(), models.make_discriminator(tiny.SETTINGS)
+    machine.place(G, torch.device("cpu"))
+    grown = G(z, noise_mode="const")
+    morph.ripen(0.25, 16, G, D)
+    images = G(z, noise_mode="const")
+    scores = D(images)
+    checkpoints.save_checkpoint(path, {
+        "settings": tiny.SETTINGS, "generator_ema": G.state_dict(), "discriminator": D.state_dict(),
+        "progress": {"resolution": 16, "alpha": 0.25, "phase": "morph"}})
+    loaded = morph.load_networks(path, parts=("generator_ema", "discriminator"))
+    again, judge = loaded.networks["generator_ema"], loaded.networks["discriminator"]
+    assert isinstance(again.synthesis.blocks["16"], morph.YoungSynthesisBlock)
+    assert not isinstance(again.synthesis.blocks["8"], morph.YoungSynthesisBlock)
+    assert (loaded.resolution, loaded.alpha) == (16, 1.0)
+    assert loaded.checkpoint["progress"]["alpha"] == 0.25
+    assert torch.equal(again(z, noise_mode="const", alpha=loaded.alpha), images)
+    assert torch.allclose(judge(images, loaded.alpha), scores, atol=1e-6)
+    assert not torch.allclose(images, grown, atol=1e-3)        # control: as a grown one, another
+    morph.ripen(1.0, 16, D)
+    assert not torch.allclose(D(images), scores, atol=1e-4)    # control
+
+
 def test_pictures_and_numbers_of_a_half_morphed_network(run):
     """Lesson: generate.py and evaluate.py look at the network as it was in training."""
-    found = checkpoints.load_networks(run[1], torch.device("cpu"), (
+    found = morph.load_networks(run[1], torch.device("cpu"), (
         "generator_ema", "generator", "discriminator"))
     state = checkpoints.load_checkpoint(run[1])
     grown = state["progress"]["alpha"]

@@ -2,7 +2,7 @@
 
 One looks things up here; nobody has to read it in order. Beside each call that comes down here, one
 sentence says enough to read on. Of the scripts only the networks and the loader are imported here,
-and, inside of the functions that need them late, evaluate.py and morph.py.
+and evaluate.py, by the one function in run.py that needs it.
 """
 
 

@@ -142,8 +142,7 @@ class Loaded(NamedTuple):
     """Networks of a checkpoint, and how they stood when it was written.
 
     networks:   {"generator_ema": G_ema, ...}, what was asked for and is there.
-    resolution, alpha: what to call them with. A block in the middle of morphing (morph.py) has its
-                own age inside of it; alpha is 1.0 then, since nothing is faded.
+    resolution, alpha: what to call them with.
     checkpoint: the dict, as `load_checkpoint` returns it.
     """
     networks: dict
@@ -155,11 +154,11 @@ class Loaded(NamedTuple):
 def load_networks(path, device="cpu", parts=("generator_ema",)):
     """Read a checkpoint and build networks from it, ready to be called but not to learn.
 
+    Use `morph.load_networks`, which also knows of blocks in the middle of morphing.
     parts:  of "generator_ema", "generator", "discriminator"; what the file lacks is left out.
     Errors: CheckpointError as `load_checkpoint`, and if its progress names no resolution and alpha
             that the network has. A file without progress (imported, converted) is a finished one.
-    Proved: tests/test_checkpoints.py::test_a_checkpoint_gives_the_same_pictures_again,
-            ::test_a_checkpoint_from_the_middle_of_a_morph_gives_the_same_pictures_again
+    Proved: tests/test_checkpoints.py::test_a_checkpoint_gives_the_same_pictures_again
     """
     checkpoint, networks = load_checkpoint(path), {}
     for part in parts:
@@ -180,7 +179,4 @@ def load_networks(path, device="cpu", parts=("generator_ema",)):
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: its progress names no resolution and alpha that this "
                               f"network has") from None
-    if progress.get("phase") == "morph":
-        import morph                                   # which imports this file
-        alpha = morph.ripen(alpha, resolution, *networks.values())
     return Loaded(networks, resolution, alpha, checkpoint)
