@@ -134,7 +134,7 @@ def test_a_folder_without_a_log_has_no_curves(tmp_path, capsys):
 
 def test_a_plot_that_fails_is_known_before_hours_of_measuring(run, tmp_path, capsys, monkeypatch):
     """Lesson: --plot is checked first, whatever else is asked for."""
-    monkeypatch.setattr(evaluate.checkpoints, "load_networks", lambda *a: pytest.fail("loaded"))
+    monkeypatch.setattr(evaluate.morph, "load_networks", lambda *a: pytest.fail("loaded"))
     code, said = refused(evaluate.main, [run, "--metrics", "ppl", "--plot", tmp_path], capsys)
     assert code == 2 and "--plot" in said
     with pytest.raises(UserError, match="is drawn as .png, .svg, .pdf"):

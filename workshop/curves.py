@@ -66,7 +66,7 @@ def table(records):
 
 
 SAID_ELSEWHERE = ("metric", "result", "value", "error", "warning", "worst_d", "worst_g", "current",
-                  "nimg", "alpha", "checkpoint")
+                  "nimg", "alpha", "checkpoint", "seconds")
 
 
 def explanation(record, result):
