@@ -47,7 +47,7 @@ def discriminator_loss(real_scores, fake_scores):
     Units:  2 ln 2 = 1.386 if D gives every image the score 0, that is, cannot tell; 0 if it is
             always sure and right; far above 1.386 if it is sure and wrong.
     Use:    D's turn in train.py adds the two parts one after the other, since each needs much
-            memory; the duality gap in evaluate.py, whose value M this is, asks for both at once.
+            memory. The duality gap in evaluate.py asks for both: its M is minus one half of this.
     Proved: tests/test_losses.py::test_losses_and_gradients_equal_the_official_ones,
             ::test_a_discriminator_that_cannot_tell_has_loss_2_ln_2
     """
