@@ -1,5 +1,6 @@
 """generate.py: what the figures claim, and the program as a user meets it."""
 
+import importlib.util
 import math
 import re
 import weakref
@@ -585,7 +586,9 @@ def test_the_same_command_writes_the_same_file(checkpoint, tmp_path, what):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["tiny.pt", out.name])
     with Image.open(file) as image:
         image.load()
-        assert what != "interpolate" or (image.size, image.n_frames) == ((256, 256), 7)
+        if what == "interpolate":                              # Pillow's own writer joins frames
+            assert image.size == (256, 256) and image.n_frames in (  # that are equal
+                (7,) if importlib.util.find_spec("imageio_ffmpeg") else (6, 7))
     if what == "samples":
         assert sorted(path.name for path in out.iterdir()) == [
             "seed0000.png", "seed0001.png", "seed0002.png", "seed0007.png", "sheet-0-2,7.png"]
