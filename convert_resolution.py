@@ -412,6 +412,7 @@ def write_converted(program, path, out, result, before, after, lines, wrong=None
 
 
 def parse_args(argv=None):
+    """The options, as `--help` explains them."""
     parser = options.OneLineParser(
         prog="convert_resolution.py", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Turn a checkpoint into one of another resolution, larger or smaller, ready\n"

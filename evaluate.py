@@ -747,6 +747,7 @@ def metrics_from(text, option="--metrics"):
 
 
 def parse_args(argv=None):
+    """The options, as `--help` explains them."""
     parser = options.OneLineParser(
         prog="evaluate.py", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Numbers that say how good a network is, and what each of them can tell.",

@@ -835,6 +835,7 @@ def check_out(out):
 
 
 def parse_args(argv=None):
+    """The options, as `--help` explains them."""
     parser = options.OneLineParser(
         prog="import_checkpoint.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,

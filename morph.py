@@ -494,6 +494,7 @@ def where_it_stands(path, checkpoint):
 
 
 def parse_args(argv=None):
+    """The options, as `--help` explains them."""
     parser = options.OneLineParser(
         prog="morph.py", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Double the resolution of a checkpoint without changing what it does: the new\n"
