@@ -793,6 +793,8 @@ def main(argv=None):
     o = parse_args(argv)
     metrics = metrics_from(o.metrics or "fid,kid,precision_recall")
     path = o.model / "checkpoint.pt" if o.model.is_dir() else o.model
+    if not o.model.exists():
+        raise UserError(f"{o.model}: no such file or folder")
     if o.plot:
         curves.check(o.plot)                   # what it may not write over, it refuses now
         if not o.metrics:

@@ -130,6 +130,8 @@ def test_a_plot_never_replaces_a_strangers_file(run, tmp_path, capsys, suffix):
 def test_a_folder_without_a_log_has_no_curves(tmp_path, capsys):
     code, said = refused(evaluate.main, [tmp_path, "--plot", tmp_path / "x.png"], capsys)
     assert code == 2 and "no log.jsonl" in said and not (tmp_path / "x.png").exists()
+    code, said = refused(evaluate.main, [tmp_path / "none", "--plot", tmp_path / "x.png"], capsys)
+    assert code == 2 and f"{tmp_path / 'none'}: no such file" in said
 
 
 def test_a_plot_that_fails_is_known_before_hours_of_measuring(run, tmp_path, capsys, monkeypatch):
