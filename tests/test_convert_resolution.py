@@ -11,7 +11,6 @@ import types
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 import convert_resolution
@@ -316,9 +315,8 @@ def test_a_run_in_the_middle_keeps_its_place(run, convert, name, resolution):
     path = run / name
     old, new = checkpoints.load_checkpoint(path), checkpoints.load_checkpoint(convert(
         path, resolution, "--fade-kimg", "0.25"))
-    stage, alpha = stage_now(old)
+    stage, _ = stage_now(old)
     if stage.resolution > resolution:                  # ... unless that is beyond the new end
-        stage, alpha = train.Stage(0, 0, resolution, False), 1.0
         assert stage_now(new)[0].resolution == resolution and not stage_now(new)[0].growing
     else:
         ours, _ = stage_now(new)

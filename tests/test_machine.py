@@ -8,7 +8,6 @@ import types
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import morph
 import official
@@ -168,7 +167,6 @@ def test_low_precision_is_near_and_its_sensitive_parts_are_float32(precision_as_
     images, scores = G(io["z"], noise_mode="const"), D(io["x_real"])
     machine.set_precision(G, D, "bf16")
     of_G, of_D = watch_dtypes(G), watch_dtypes(D)
-    sums, mean = [], F.instance_norm
     low = G(io["z"], noise_mode="const"), D(io["x_real"])
     assert 0 < relative(low[0], images) < 0.05 and 0 < relative(low[1], scores) < 0.05
     assert low[0].dtype == low[1].dtype == torch.float32

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import project
-from conftest import refused, relative
-from test_generate import CPU, SMALL, a_generator, save
+from conftest import refused
+from test_generate import CPU, a_generator, save
 from workshop import UserError, features, figures, pictures
 
 

