@@ -2,7 +2,8 @@
 
 Read before: stylegan_models.py, which wires these parts up.     Read next: convert_resolution.py
 Paper:   Karras et al. 2019, "StyleGAN" (arXiv 1812.04948), section 2; the parts it inherits:
-         Karras et al. 2018, "ProGAN" (arXiv 1710.10196), sections 3 and 4.
+         Karras et al. 2018, "ProGAN" (arXiv 1710.10196), sections 3 and 4; what became of them:
+         Karras et al. 2020, "StyleGAN2" (arXiv 1912.04958), section 2 and appendix B.
 Needs:   torch, any device. Importing this file reads no file, no argv, no clock.
 Letters: N images in the batch; C channels (I in, O out of a convolution); H, W rows and columns of
          pixels; S size of w; k side of a convolution kernel. z is what the mapping network gets and
@@ -13,6 +14,9 @@ What the paper is about comes first, what it inherits comes after:
   2. equalized weights     EqualizedLinear, EqualizedConv2d
   3. blur-in-conv          how EqualizedConv2d doubles and halves the resolution
   4. two normalizers       PixelNorm (before the mapping network), MinibatchStddev (in D)
+
+Under parts 1 and 3 stands what StyleGAN2 puts in their place, each with its `Compare:`. It may be
+passed by at a first reading: nothing above it knows of it.
 """
 
 import math
@@ -23,7 +27,7 @@ import torch.nn.functional as F
 # Operations whose gradients are written by hand, for speed. What each of them computes stands here,
 # beside its first use; how, in workshop/fast_gradients.py.
 from workshop.fast_gradients import (
-    add_noise, blur, box_mean, box_sum, convolve, normalize_and_style)
+    add_noise, blur, box_mean, box_sum, convolve, fir, leaky_relu, normalize_and_style)
 
 
 def normal(*shape, std=1.0):
@@ -121,6 +125,105 @@ class AdaIN(torch.nn.Module):
     def forward(self, x, w):
         y_s, y_b = self.style(w)[:, :, None, None].chunk(2, dim=1)         # [N, C, 1, 1] each
         return normalize_and_style(x, y_s + 1, y_b)    # (x - mean) / std * (y_s + 1) + y_b
+
+
+# ---- 1, in StyleGAN2: a style layer without AdaIN --------------------------------------------
+
+
+def modulated_convolution(x, weight, style, demodulate=True, up=False, modulate="images"):
+    """A convolution with another kernel for each image: the style scales its input channels.
+
+    Compare: AdaIN looks at an image, takes its size away, and writes another. Here nobody looks.
+            The style says how strong each input channel shall be (modulation). How large the result
+            is then to be expected, for inputs that are independent and of size 1, follows from the
+            kernel alone, and it is divided by that (demodulation). A spike in the image does not
+            change this number. So G cannot smuggle anything through, and makes no droplets.
+    Paper:  StyleGAN2, section 2.2, equations 1 and 3: w' = s_i w; w'' = w' / sqrt(sum w'^2 + eps).
+    Shapes: x [N, I, H, W], weight [O, I, k, k], style [N, I] -> [N, O, H, W]; [N, O, 2H, 2W] if up.
+    Units:  the kernel is weight / sqrt(k*k*I); eps is 1e-8. After demodulation, sizes are 1 again.
+    How:    modulate="kernels" is what the paper says: a kernel for each image, and one convolution
+            in N groups. modulate="images" is what the networks use, the same numbers from less
+            work: to scale a kernel's input channels is to scale the image's, what is the same all
+            over an output channel can be done behind it, and one kernel serves all images.
+            [MACHINE] one core of a server CPU: the kernels take 1.1 to 1.4 times as long in 3x3
+            layers, 5 to 7 times in 1x1 (rerun: python experiments/benchmark.py modulation).
+    Proved: tests/test_layers.py::test_both_forms_of_modulation_agree_with_all_derivatives,
+            ::test_demodulation_expects_inputs_of_size_1_and_does_not_look_at_them
+    """
+    scale = 1 / math.sqrt(weight[0].numel())
+    size = torch.ones(1, 1, device=x.device)
+    if demodulate:
+        squares = (weight * scale).square().sum(dim=(2, 3))                # [O, I]
+        size = torch.rsqrt(F.linear(style.square(), squares) + 1e-8)       # [N, O]
+    if modulate == "kernels":
+        n, i, h, w = x.shape
+        kernels = scale * weight * style[:, None, :, None, None] * size[:, :, None, None, None]
+        x = x.reshape(1, n * i, h, w)                                      # images as channels
+        if up:
+            kernels = kernels.flip(3, 4).transpose(1, 2).flatten(0, 1)     # [N*I, O, k, k]
+            x = fir(F.conv_transpose2d(x, kernels, stride=2, groups=n), border=1, gain=4)
+        else:
+            x = F.conv2d(x, kernels.flatten(0, 1), padding=weight.shape[2] // 2, groups=n)
+        return x.unflatten(1, (n, -1))[0]
+    x = x * style[:, :, None, None].to(x.dtype)
+    x = upsample_conv_fir(x, weight, scale) if up else convolve(x, weight, scale=scale)
+    return x * size[:, :, None, None].to(x.dtype)
+
+
+class ModulatedConv2d(torch.nn.Module):
+    """A style layer of StyleGAN2: modulated convolution, noise, bias, leaky ReLU.
+
+    Compare: in StyleGAN, noise and bias were added to what the last style had made large or small,
+            so they counted the less, the larger that style was. Here they come after demodulation,
+            where sizes are 1, and count as much for every w (section 2.1). The noise has one
+            strength for all channels. The gain sqrt(2) stands behind the leaky ReLU and not in the
+            weights, so the bias gets it, too. (Both as in the official code.)
+    Paper:  StyleGAN2, figure 2d, one grey box.
+    Shapes: x [N, I, H, W], w [N, S] -> [N, O, R, R]; R is 2H if up, else H.
+    Units:  weight is stored N(0, 1); bias and noise strength start at 0, the style around 1.
+    Proved: tests/test_models.py::test_stylegan2_images_equal_the_official_ones
+    """
+
+    def __init__(self, in_channels, out_channels, style_dim, resolution, up=False):
+        super().__init__()
+        self.up = up
+        self.style = new_style(style_dim, in_channels)
+        self.weight = torch.nn.Parameter(normal(out_channels, in_channels, 3, 3))
+        self.noise = NoiseInput(1, resolution)
+        self.bias = torch.nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x, w, noise_mode):
+        x = modulated_convolution(x, self.weight, self.style(w), up=self.up)
+        x = self.noise(x, noise_mode)
+        x = x + self.bias.to(x.dtype)[:, None, None]
+        return leaky_relu(x, gain=LEAKY_GAIN)
+
+
+class ModulatedToRGB(torch.nn.Module):
+    """Channels to three colours, 1x1.
+
+    Compare: StyleGAN's was a plain `EqualizedConv2d`. Without an AdaIN before it, it needs a style
+            of its own. It is not demodulated: that the sum of all channels is bright is what it
+            says, and no convolution follows that would want inputs of size 1.
+    Shapes: x [N, C, R, R], w [N, S] -> [N, 3, R, R].
+    """
+
+    def __init__(self, channels, style_dim):
+        super().__init__()
+        self.style = new_style(style_dim, channels)
+        self.weight = torch.nn.Parameter(normal(3, channels, 1, 1))
+        self.bias = torch.nn.Parameter(torch.zeros(3))
+
+    def forward(self, x, w):
+        x = modulated_convolution(x, self.weight, self.style(w), demodulate=False)
+        return x + self.bias[:, None, None]
+
+
+def new_style(style_dim, channels):
+    """The affine map "A": w [N, S] -> [N, channels], around 1 at the start."""
+    style = EqualizedLinear(style_dim, channels, gain=1.0)
+    torch.nn.init.ones_(style.bias)
+    return style
 
 
 # ---- 2. Equalized weights --------------------------------------------------------------------
@@ -264,6 +367,63 @@ def blur_conv_downsample(x, weight, bias=None, scale=1.0):
     """Step 1, what D does. Shapes as in the plain twin; bias [O]; the kernel is weight * scale."""
     x = box_mean(blur(x))                                                  # [N, I, 2H+1, 2W+1]
     return convolve(x, weight, bias, stride=2, padding=0, scale=scale)     # [N, O, H, W]
+
+
+# ---- 3, in StyleGAN2: box and blur in one ----------------------------------------------------
+#
+# StyleGAN's box [1, 1] and blur [1, 2, 1], one after the other, are the filter [1, 3, 3, 1]. So
+# StyleGAN2 doubles and halves with the same weights. Only along the border its results differ: the
+# blur saw zeros beyond the box's result, where the filter in one still finds what the box had made.
+# Proved: tests/test_layers.py::test_fir_and_blur_differ_at_the_border_only
+
+
+def upsample_conv_fir(x, weight, scale=1.0):
+    """x [N, I, H, W], weight [O, I, 3, 3] -> [N, O, 2H, 2W]; the kernel is weight * scale.
+
+    Compare: `upsample_conv_blur`, with one filter, [1,3,3,1] x [1,3,3,1] / 16, for its two.
+    Proved: tests/test_layers.py::test_fir_resampling_against_zeros_and_loops
+    """
+    turned = weight.flip(2, 3).transpose(0, 1)                             # [I, O, 3, 3]
+    x = convolve(x, turned, stride=2, up=True, padding=0, scale=scale)     # [N, O, 2H+1, 2W+1]
+    return fir(x, border=1, gain=4)                                        # [N, O, 2H, 2W]
+
+
+def upsample_fir(x):
+    """x [N, C, H, W] -> [N, C, 2H, 2W] with [1,3,3,1]; the blur of nearest neighbours is just that.
+
+    Proved: tests/test_layers.py::test_fir_resampling_against_zeros_and_loops
+    """
+    return blur(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+def downsample_fir(x):
+    """x [N, C, 2H, 2W] -> [N, C, H, W] with [1,3,3,1] / 8: the 2x2 means of the blur are just that.
+
+    Proved: as `upsample_fir`.
+    """
+    return F.avg_pool2d(blur(x), 2)
+
+
+class ActivatedConv2d(EqualizedConv2d):
+    """A layer of StyleGAN2's D: convolution, bias, leaky ReLU, all with one gain at the end.
+
+    Compare: `EqualizedConv2d` had the gain in its weights. sqrt(2) leaky_relu(Wx + b) is
+            leaky_relu(sqrt(2) Wx + sqrt(2) b), so the difference is that b gets it, too. It halves
+            by `fir` in one, where the other did by blur and box.
+    Shapes: x [N, I, H, W] -> [N, O, H, W], or [N, O, H/2, W/2] with resample="down".
+    Proved: tests/test_models.py::test_stylegan2_scores_equal_the_official_ones
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size=3, resample=None):
+        super().__init__(in_channels, out_channels, kernel_size, 1.0, resample)
+
+    def forward(self, x):
+        if self.resample == "down":
+            x = fir(x, border=2)                                           # [N, I, H+1, W+1]
+            x = convolve(x, self.weight, self.bias, 2, padding=0, scale=self.weight_scale)
+        else:
+            x = convolve(x, self.weight, self.bias, scale=self.weight_scale)
+        return leaky_relu(x, gain=LEAKY_GAIN)
 
 
 # ---- 4. Two normalizers ----------------------------------------------------------------------

@@ -38,8 +38,9 @@ import torch
 import torch.nn.functional as F
 
 from stylegan_layers import (
-    AdaIN, EqualizedConv2d, EqualizedLinear, LearnedConstant, MinibatchStddev, NoiseInput,
-    PixelNorm)
+    LEAKY_GAIN, ActivatedConv2d, AdaIN, EqualizedConv2d, EqualizedLinear, LearnedConstant,
+    MinibatchStddev, ModulatedConv2d, ModulatedToRGB, NoiseInput, PixelNorm, downsample_fir, normal,
+    upsample_fir)
 from workshop.fast_gradients import leaky_relu         # x where x is positive, 0.2 x elsewhere
 
 
@@ -182,6 +183,77 @@ class SynthesisNetwork(torch.nn.Module):
         return images
 
 
+# ---- 1, in StyleGAN2: a picture as a sum -----------------------------------------------------
+
+
+class SkipSynthesisBlock(torch.nn.Module):
+    """Two style layers at one resolution, the first of which doubles it; at 4x4 px only one.
+
+    Compare: `SynthesisBlock`. Convolution, noise, leaky ReLU and AdaIN have become one
+            `ModulatedConv2d`. The constant comes without a noise and a style of its own, since
+            there is no AdaIN behind it (section 2.1).
+    Paper:  StyleGAN2, figure 2d.
+    Shapes: x [N, in_channels, R/2, R/2], ws [N, 2, S] -> [N, out_channels, R, R]; x is None for
+            the 4x4 block, and ws [N, 1, S].
+    """
+
+    def __init__(self, resolution, in_channels, out_channels, style_dim):
+        super().__init__()
+        if resolution == 4:
+            self.const = torch.nn.Parameter(normal(1, out_channels, 4, 4))
+        else:
+            self.conv0 = ModulatedConv2d(in_channels, out_channels, style_dim, resolution, up=True)
+        self.conv1 = ModulatedConv2d(out_channels, out_channels, style_dim, resolution)
+
+    def forward(self, x, ws, noise_mode):
+        if x is None:
+            x = self.const.repeat(len(ws), 1, 1, 1)
+        else:
+            x = self.conv0(x, ws[:, 0], noise_mode)
+        return self.conv1(x, ws[:, -1], noise_mode)
+
+
+class SkipSynthesisNetwork(torch.nn.Module):
+    """ws to images: every block adds its colours to the enlarged picture of those before.
+
+    Compare: `SynthesisNetwork` shows what its last block made, and growing lets it learn the coarse
+            before the fine. But a block that was once the last one had to make all detail, at
+            places that fit its own pixels, and keeps to them. Here all blocks are there from the
+            start, and all of them draw: the coarse ones lead at first, by themselves, and the fine
+            ones take over later (section 4, figures 7 and 8). So nothing fades.
+    Paper:  StyleGAN2, section 4.1, figure 7b (output skips).
+    Shapes: as `SynthesisNetwork`. A smaller resolution gives the sum so far; alpha must be 1.
+    Styles: to_rgb takes the w of the next block's first layer. So there are as many as in StyleGAN.
+    Errors: ValueError for a resolution without a block, or another alpha.
+    Proved: tests/test_models.py::test_stylegan2_images_equal_the_official_ones,
+            ::test_every_stylegan2_layer_takes_its_own_w
+    """
+
+    def __init__(self, resolution, channel_base=16384, channel_max=512, style_dim=512):
+        super().__init__()
+        self.resolution = resolution
+        self.blocks = torch.nn.ModuleDict()
+        self.to_rgb = torch.nn.ModuleDict()
+        in_channels = None
+        for r in resolutions_up_to(resolution):
+            channels = channels_at(r, channel_base, channel_max)
+            self.blocks[str(r)] = SkipSynthesisBlock(r, in_channels, channels, style_dim)
+            self.to_rgb[str(r)] = ModulatedToRGB(channels, style_dim)
+            in_channels = channels
+
+    def forward(self, ws, resolution=None, alpha=1.0, noise_mode="random"):
+        resolution = self.resolution if resolution is None else resolution
+        if str(resolution) not in self.blocks or alpha != 1:
+            raise ValueError(f"this network makes images of {', '.join(self.blocks)} px with "
+                             f"alpha 1, not of {resolution} with alpha {alpha}")
+        x, images = None, None
+        for k, r in enumerate(resolutions_up_to(resolution)):
+            x = self.blocks[str(r)](x, ws[:, max(0, 2 * k - 1):2 * k + 1], noise_mode)
+            colours = self.to_rgb[str(r)](x, ws[:, 2 * k + 1])
+            images = colours if images is None else upsample_fir(images) + colours
+        return images
+
+
 class Generator(torch.nn.Module):
     """z to images: mapping, then style mixing and truncation, then synthesis.
 
@@ -209,7 +281,12 @@ class Generator(torch.nn.Module):
     def forward(self, z, style_index=None, truncation_psi=1.0, truncation_cutoff=None,
                 noise_mode="random", resolution=None, alpha=1.0):
         resolution = self.synthesis.resolution if resolution is None else resolution
-        layers = num_style_layers(resolution)
+        ws = self.styles(z, style_index, num_style_layers(resolution))
+        ws = self.truncate(ws, truncation_psi, truncation_cutoff)
+        return self.synthesis(ws, resolution, alpha, noise_mode)
+
+    def styles(self, z, style_index, layers):
+        """z and style rows, shapes as above -> ws [N, layers, S]: mapping and style mixing."""
         if z.shape[-1] != self.latent_dim or z.dim() not in (2, 3):
             raise ValueError(f"z must be [N, {self.latent_dim}] or [N, K, {self.latent_dim}], "
                              f"got {list(z.shape)}")
@@ -220,11 +297,8 @@ class Generator(torch.nn.Module):
             with torch.no_grad():
                 self.w_avg.lerp_(w[:, 0].mean(dim=0), 1 - self.w_avg_beta)
         if style_index is None:
-            ws = w[:, :1].expand(-1, layers, -1)                           # [N, L, S]
-        else:
-            ws = self.pick_styles(w, style_index, layers)
-        ws = self.truncate(ws, truncation_psi, truncation_cutoff)
-        return self.synthesis(ws, resolution, alpha, noise_mode)
+            return w[:, :1].expand(-1, layers, -1)                         # [N, L, S]
+        return self.pick_styles(w, style_index, layers)
 
     def pick_styles(self, w, style_index, layers):
         """w [N, K, S], style_index [N, L or more] -> ws [N, L, S]: each layer's style of the K.
@@ -256,6 +330,28 @@ class Generator(torch.nn.Module):
         if cutoff is not None:
             psi_of_layer[cutoff:] = 1.0
         return self.w_avg + psi_of_layer * (ws - self.w_avg)
+
+
+class SkipGenerator(Generator):
+    """StyleGAN2's G: a `Generator` with another synthesis network.
+
+    Compare: mapping, style mixing, truncation and w_avg are those of StyleGAN, the same objects.
+            Only the gain sqrt(2) reaches the biases of the mapping network, too: it stands behind
+            the leaky ReLU, as in all layers of StyleGAN2.
+    State:  w_avg; path_length_mean, a number, which `path_length_penalty` in stylegan_losses.py
+            moves. It is a buffer, so that a resumed run goes on with it.
+    Proved: tests/test_models.py::test_stylegan2_images_equal_the_official_ones
+    """
+
+    def __init__(self, resolution, channel_base=16384, channel_max=512, latent_dim=512,
+                 style_dim=512, mapping_dim=512, mapping_layers=8):
+        # The synthesis network of 4 px that this makes is replaced at once.
+        super().__init__(4, channel_base, channel_max, latent_dim, style_dim, mapping_dim,
+                         mapping_layers)
+        self.synthesis = SkipSynthesisNetwork(resolution, channel_base, channel_max, style_dim)
+        for layer in self.mapping.layers:
+            layer.bias_scale *= LEAKY_GAIN
+        self.register_buffer("path_length_mean", torch.zeros(()))
 
 
 # ---- 2. The discriminator --------------------------------------------------------------------
@@ -351,6 +447,81 @@ class Discriminator(torch.nn.Module):
         return x
 
 
+# ---- 2, in StyleGAN2: residual blocks --------------------------------------------------------
+
+
+class ResidualBlock(torch.nn.Module):
+    """`DiscriminatorBlock`, and beside it a short way: halved, and one 1x1 convolution.
+
+    Compare: a deep network learns faster if each block only has to add something to what comes by
+            (He et al. 2015, arXiv 1512.03385). Of all that was tried for D, this did best; for G
+            the skips to the picture did (StyleGAN2, table 2).
+    Shapes: x [N, in_channels, R, R] -> [N, out_channels, R/2, R/2].
+    Units:  the sum of two signals of size 1 has the size sqrt(2), which is divided out.
+    """
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.conv0 = ActivatedConv2d(in_channels, in_channels)
+        self.conv1 = ActivatedConv2d(in_channels, out_channels, resample="down")
+        self.skip = EqualizedConv2d(in_channels, out_channels, kernel_size=1, gain=1.0)
+        self.skip.bias = None
+
+    def forward(self, x):
+        short = self.skip(downsample_fir(x))
+        x = self.conv0(x)
+        x = self.conv1(x)
+        return (x + short) * 0.5 ** 0.5
+
+
+class ResidualHead(DiscriminatorHead):
+    """The 4x4 block. Compare: `DiscriminatorHead`, the same but for where the gain sqrt(2) is."""
+
+    def __init__(self, channels, hidden):
+        super().__init__(channels, hidden)
+        self.conv = ActivatedConv2d(channels + 1, channels)
+        self.dense0 = EqualizedLinear(channels * 4 * 4, hidden, gain=1.0)
+
+    def forward(self, x):
+        x = self.conv(self.minibatch_stddev(x))
+        x = leaky_relu(self.dense0(x.flatten(1)), gain=LEAKY_GAIN)
+        return self.dense1(x)
+
+
+class ResidualDiscriminator(torch.nn.Module):
+    """Images to a score, as `Discriminator`.
+
+    Compare: one way in, from_rgb at the final resolution, since nothing grows; residual blocks.
+    Paper:  StyleGAN2, section 4.1, figure 7c.
+    Shapes: images [N, 3, R, R] with R the final resolution -> [N, 1].
+    Errors: ValueError for images of another size, or an alpha other than 1.
+    Proved: tests/test_models.py::test_stylegan2_scores_equal_the_official_ones
+    """
+
+    def __init__(self, resolution, channel_base=16384, channel_max=512):
+        super().__init__()
+        self.resolution = resolution
+        self.from_rgb = torch.nn.ModuleDict({str(resolution): ActivatedConv2d(
+            3, channels_at(resolution, channel_base, channel_max), kernel_size=1)})
+        self.blocks = torch.nn.ModuleDict()
+        for r in resolutions_up_to(resolution):
+            channels = channels_at(r, channel_base, channel_max)
+            below = channels_at(r // 2, channel_base, channel_max)
+            self.blocks[str(r)] = (ResidualHead(channels, hidden=below) if r == 4
+                                   else ResidualBlock(channels, below))
+
+    def forward(self, images, alpha=1.0):
+        r = images.shape[-1]
+        if images.shape[-2] != r or r != self.resolution or alpha != 1:
+            raise ValueError(f"this network looks at square images of {self.resolution} px with "
+                             f"alpha 1, not at {list(images.shape)} with alpha {alpha}")
+        x = self.from_rgb[str(r)](images)
+        while r > 4:
+            x = self.blocks[str(r)](x)
+            r //= 2
+        return self.blocks["4"](x)
+
+
 # ---- 3. From settings to networks ------------------------------------------------------------
 
 # What a checkpoint must say for its networks to be built again.
@@ -359,10 +530,32 @@ SETTINGS = ("resolution", "channel_base", "channel_max",
 
 
 def make_generator(settings):
-    """A new `Generator` from the settings of a checkpoint, a dict with the keys SETTINGS."""
-    return Generator(**{key: settings[key] for key in SETTINGS})
+    """A new G from the settings of a checkpoint, a dict with the keys SETTINGS and "architecture".
+
+    architecture: "stylegan" (where none is named) or "stylegan2".
+    """
+    stylegan2 = settings.get("architecture") == "stylegan2"
+    G = (SkipGenerator if stylegan2 else Generator)(**{key: settings[key] for key in SETTINGS})
+    return clamp_features(G, settings)
 
 
 def make_discriminator(settings):
-    """A new `Discriminator` from the same dict."""
-    return Discriminator(*(settings[key] for key in SETTINGS[:3]))
+    """A new D from the same dict."""
+    stylegan2 = settings.get("architecture") == "stylegan2"
+    D = (ResidualDiscriminator if stylegan2 else Discriminator)(
+        *(settings[key] for key in SETTINGS[:3]))
+    return clamp_features(D, settings)
+
+
+def clamp_features(network, settings):
+    """Put a limit around the layers of networks that were trained with one ("conv_clamp").
+
+    StyleGAN2-ADA trains in float16, whose largest number is 65,504, and cuts off all features of
+    both networks at 256. Its files were trained so, and are imported so. Ours have no limit.
+    """
+    limit = settings.get("conv_clamp")
+    if limit:
+        for module in network.modules():
+            if isinstance(module, (ModulatedConv2d, ModulatedToRGB, ActivatedConv2d)):
+                module.register_forward_hook(lambda module, inputs, x: x.clamp(-limit, limit))
+    return network

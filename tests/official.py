@@ -1,12 +1,16 @@
-"""The official StyleGAN's variables, put into our networks (its layouts are told in the comments).
+"""The official networks' variables, put into ours (their layouts are told in the comments).
 
-The arrays in tests/data were computed by the official TensorFlow networks with every parameter
-random: 32x32, z 48, w 40, mapping layers of 56, widths 32 32 16 8.
+The arrays in tests/data were computed by the official networks with every parameter random: 32x32,
+z 48, w 40, widths 32 32 16 8. official_stylegan_*: StyleGAN in TensorFlow, mapping layers of 56.
+official_stylegan2.pkl: StyleGAN2 (config F) in TensorFlow, mapping layers of 56; its numbers are in
+sg2tf.npz. official_stylegan2_ada.pkl: StyleGAN2 in PyTorch (stylegan2-ada-pytorch), mapping layers
+of 40; sg2ada.npz.
 """
 
 import contextlib
 import pathlib
 import pickle
+import re
 import sys
 import types
 
@@ -81,6 +85,113 @@ def networks():
         network.load_state_dict({ours: to_ours(arrays[theirs], state[ours].shape)
                                  for ours, theirs in names.items()})
     return G.eval(), D
+
+
+# ---- StyleGAN2 ----
+#
+# The variables are read from the pickles, by Python's own unpickler, and renamed here: another way
+# than import_checkpoint.py's. Of a gradient sg2ada.npz has its largest size, its length, and 48 of
+# its numbers (`picked`).
+
+ADA_SETTINGS = {**SETTINGS, "architecture": "stylegan2", "mapping_dim": 40}
+TF_SETTINGS = {**SETTINGS, "architecture": "stylegan2"}
+
+
+def load_stylegan2(name):
+    """The numbers that were computed with the networks; name: "ada" or "tf"."""
+    with np.load(DATA / f"sg2{name}.npz") as arrays:
+        return {key: torch.from_numpy(np.ascontiguousarray(arrays[key])) for key in arrays.files}
+
+
+def stylegan2_variables(name):
+    """{"G": {official name: tensor}, "D": ...}, but for what they do not use or we do not store."""
+    if name == "ada":
+        import ada                                     # which imports this file
+        value = ada.load()
+        found = {letter: value[letter].tensors() for letter in "GD"}
+    else:
+        with official_class():
+            G, D, _ = pickle.loads((DATA / "official_stylegan2.pkl").read_bytes())
+        found = {"G": dict(G.variables), "D": dict(D.variables)}
+        for part, network in G.components.items():
+            found["G"] |= {f"G_{part}/{key}": value for key, value in network.variables}
+    return {letter: {key: torch.as_tensor(value) for key, value in arrays.items()
+                     if key != "lod" and "resample_filter" not in key}
+            for letter, arrays in found.items()}
+
+
+def ada_name(ours):
+    """The name in stylegan2-ada-pytorch of one of our variables."""
+    name = re.sub(r"synthesis\.to_rgb\.(\d+)", r"synthesis.b\1.torgb", ours)
+    name = re.sub(r"from_rgb\.(\d+)", r"b\1.fromrgb", name)
+    name = re.sub(r"blocks\.(\d+)", r"b\1", name)
+    for old, new in (("mapping.layers.", "mapping.fc"), ("w_avg", "mapping.w_avg"),
+                     (".style.", ".affine."), (".noise.", ".noise_"), ("dense0", "fc"),
+                     ("dense1", "out")):
+        name = name.replace(old, new)
+    return name
+
+
+def tf_name(ours):
+    """The name in TensorFlow's StyleGAN2."""
+    noise = re.fullmatch(r"synthesis\.blocks\.(\d+)\.conv(\d)\.noise\.const", ours)
+    if noise:                          # noise0: 4 px; noise1 and noise2: 8 px; and so on
+        level = int(noise[1]).bit_length() - 3
+        return f"G_synthesis/noise{2 * level - 1 + int(noise[2])}"
+    name = re.sub(r"synthesis\.to_rgb\.(\d+)\.", r"synthesis.\1x\1/ToRGB/", ours)
+    name = re.sub(r"from_rgb\.(\d+)\.", r"\1x\1/FromRGB/", name)
+    name = re.sub(r"blocks\.(\d+)\.", r"\1x\1/", name)
+    name = re.sub(r"mapping\.layers\.(\d+)\.", r"G_mapping/Dense\1/", name)
+    for old, new in (("synthesis.", "G_synthesis/"), ("w_avg", "dlatent_avg"),
+                     ("4x4/const", "4x4/Const/const"), ("4x4/conv1.", "4x4/Conv/"),
+                     ("4x4/conv.", "4x4/Conv/"), ("4x4/dense0.", "4x4/Dense0/"),
+                     ("4x4/dense1.", "Output/"), ("skip.", "Skip/"), ("style.", "mod_"),
+                     ("noise.", "noise_")):
+        name = name.replace(old, new)
+    generator = name.startswith("G_")
+    name = name.replace("conv0.", "Conv0_up/" if generator else "Conv0/")
+    return name.replace("conv1.", "Conv1/" if generator else "Conv1_down/")
+
+
+def from_ada(ours, array):
+    """conv0's kernels are stored turned there; constants and maps have no axis of one."""
+    if re.search(r"synthesis\.blocks\.\d+\.conv0\.weight", ours):
+        array = array.flip(2, 3)
+    return array
+
+
+def from_tf(ours, array):
+    """As `to_ours`; and what a style begins with is added at run time there."""
+    if array.dim() == 4 and not re.search("const$", ours):
+        array = array.permute(3, 2, 0, 1)
+    elif array.dim() == 2:
+        array = array.T
+    return array + 1 if ours.endswith("style.bias") else array
+
+
+def stylegan2_networks(name):
+    """(G, D) with the variables of one of the official implementations, "ada" or "tf"."""
+    settings, name_of, layout = {"ada": (ADA_SETTINGS, ada_name, from_ada),
+                                 "tf": (TF_SETTINGS, tf_name, from_tf)}[name]
+    arrays = stylegan2_variables(name)
+    G, D = models.make_generator(settings), models.make_discriminator(settings)
+    for letter, network in (("G", G), ("D", D)):
+        state = network.state_dict()
+        for ours, before in state.items():
+            if ours != "path_length_mean":             # which no file of theirs has
+                array = layout(ours, arrays[letter].pop(name_of(ours)))
+                assert before.squeeze().shape == array.squeeze().shape, (ours, array.shape)
+                state[ours] = array.reshape(before.shape)
+        assert not arrays[letter], arrays[letter]      # all of theirs was used
+        network.load_state_dict(state)
+    return G.eval(), D
+
+
+def picked(gradient):
+    """What is stored of a gradient: its largest size, its length, and at most 48 of its numbers."""
+    flat = gradient.flatten()
+    at = np.linspace(0, flat.numel() - 1, min(flat.numel(), 48)).round().astype(int)
+    return torch.cat([flat.abs().max()[None], flat.norm()[None], flat[at]])
 
 
 # ---- the same as official files, for import_checkpoint.py ----

@@ -56,19 +56,24 @@ def test_leaky_relu_and_its_derivatives_against_torch():
     numbers = check_derivatives(lambda x: fast.leaky_relu(x * x - x) * x,
                                 lambda x: F.leaky_relu(x * x - x, 0.2) * x, x)
     assert numbers[-1].abs().max() > 1                         # control: there was something
+    # StyleGAN2's gain stands behind it, and in all its derivatives.
+    check_derivatives(lambda x: fast.leaky_relu(x * x - x, 3.0) * x,
+                      lambda x: 3 * F.leaky_relu(x * x - x, 0.2) * x, x)
+    assert torch.equal(fast.leaky_relu(x, 4.0), 4 * fast.leaky_relu(x))
 
 
 def test_leaky_relu_keeps_its_result_and_makes_no_zeros():
     """Lesson: what by hand is saved: one image while going forward, one more in R1."""
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
-    y, kept = kept_for_gradients(lambda: fast.leaky_relu(x))
-    assert list(kept) == [y.data_ptr()]
+    for gain in (3.0, 1.0):
+        y, kept = kept_for_gradients(lambda: fast.leaky_relu(x, gain))
+        assert list(kept) == [y.data_ptr()]
     _, kept = kept_for_gradients(lambda: F.leaky_relu(x, 0.2))
     assert list(kept) == [x.data_ptr()]                        # control: its input, too
     # The second derivative: how the gradient changes with what it was computed at.
     upstream, at = torch.randn(2, 3, 4, 4, requires_grad=True), y.detach().requires_grad_()
     ours, theirs = (torch.autograd.grad(first.sum(), at, allow_unused=True)[0] for first in (
-        fast._LeakyReLUGradient.apply(upstream, at),
+        fast._LeakyReLUGradient.apply(upstream, at, 1.0),
         torch.ops.aten.leaky_relu_backward(upstream, at, 0.2, False)))
     assert ours is None and theirs.shape == x.shape and not theirs.any()
 
@@ -178,7 +183,75 @@ def test_gradients_for_the_input_only_leave_the_weights_out():
     assert weight.grad is not None and bias.grad is not None
 
 
-# ---- 3. blur and box ----
+def counted_correlations(monkeypatch):
+    """A list that grows by one with each gradient of a kernel that is computed."""
+    counted, right = [], fast._Correlation.forward
+
+    def count(*arguments):
+        counted.append(1)
+        return right(*arguments)
+    monkeypatch.setattr(fast._Correlation, "forward", staticmethod(count))
+    return counted
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_a_kernel_made_of_an_input_keeps_its_gradient(up, monkeypatch):
+    """Lesson: StyleGAN2's kernel is weight times style, and path length is the gradient that flows
+    through it to the style. Spared is only the gradient of a kernel that is a stored weight."""
+    x, weight, style = torch.randn(1, 3, 5, 5), torch.randn(3, 3, 3, 3), torch.randn(3)
+    inputs = [t.double().requires_grad_() for t in (x, weight, style)]
+
+    def path_length(convolve, x, weight, style, only=True):
+        y = convolve(x, weight * style.square()[:, None, None])
+        number = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum()
+        if only:
+            with fast.input_gradients_only():
+                slope, = torch.autograd.grad(number, style, create_graph=True)
+        else:
+            slope, = torch.autograd.grad(number, style, create_graph=True)
+        return slope, torch.autograd.grad(slope.square().sum(), (x, weight, style))
+
+    def ours(x, weight):
+        return fast.convolve(x, weight, stride=2, up=up, padding=1)
+
+    def torchs(x, weight):
+        return (F.conv_transpose2d if up else F.conv2d)(x, weight, stride=2, padding=1)
+    slope, derivatives = path_length(ours, *inputs)
+    judge, judges = path_length(torchs, *inputs, only=False)
+    for a, b in zip((slope, *derivatives), (judge, *judges)):
+        assert b.abs().max() > 0.1 and relative(a, b) < 1e-12
+    # Stored weights are spared: of both kernels in this one gradient, only that of the made one.
+    counted = counted_correlations(monkeypatch)
+    stored = torch.randn(3, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    y = ours(fast.convolve(inputs[0], stored), inputs[1] * inputs[2][:, None, None])
+    with fast.input_gradients_only():
+        torch.autograd.grad(y.sum(), (inputs[0], inputs[2]), create_graph=True)
+    assert len(counted) == 1
+    torch.autograd.grad(y.sum(), (inputs[0], inputs[2]), create_graph=True)
+    assert len(counted) == 3                                   # control: outside, both
+
+    # Control: taken for a stored weight, the kernel loses what flows through it, silently where x
+    # depends on the style, too.
+    right = fast._Convolution.forward
+
+    def forced(ctx, *arguments):
+        y = right(ctx, *arguments)
+        ctx.weight_is_stored = True
+        return y
+    monkeypatch.setattr(fast._Convolution, "forward", staticmethod(forced))
+
+    def both(x, weight):
+        return ours(x * inputs[2].sum(), weight)
+    wrong, _ = path_length(both, *inputs)
+    monkeypatch.setattr(fast._Convolution, "forward", staticmethod(right))
+    through_both, _ = path_length(both, *inputs)
+    assert relative(wrong, through_both) > 0.1
+    expected, _ = path_length(lambda x, weight: torchs(x * inputs[2].sum(), weight), *inputs,
+                              only=False)
+    assert relative(through_both, expected) < 1e-12
+
+
+# ---- 3. filters: blur, box, FIR ----
 
 
 def blur_loop(x):
@@ -231,6 +304,37 @@ def test_boxes_and_their_derivatives_against_pooling():
     assert relative(both[..., 1:-1, 1:-1], filtered[:, :, 0]) < FLOAT32
     assert fast.box_mean(x).shape[2:] == (5, 7) and fast.box_sum(x).shape[2:] == (3, 5)
     assert all(n.abs().max() > 1 for n in numbers)             # control: there was something
+
+
+def fir_loop(x, border, gain=1.0):
+    """[1,3,3,1] in both directions over 64, times gain: one tap after the other."""
+    taps = (1, 3, 3, 1)
+    padded = F.pad(x, (border,) * 4)
+    h, w = (side - 3 for side in padded.shape[2:])
+    return sum(gain * taps[i] * taps[j] / 64 * padded[:, :, i:i + h, j:j + w]
+               for i in range(4) for j in range(4))
+
+
+@pytest.mark.parametrize("border, gain", [(1, 4.0), (2, 1.0), (1, 1.0)])
+def test_fir_is_box_and_blur_in_one_with_one_border(border, gain):
+    """Lesson: [1,3,3,1] is [1,1] after [1,2,1]. As one filter it has one border of zeros; and its
+    gradient is the same filter, over a border that makes up for what the first one left out."""
+    x = torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True)
+    ours = lambda x: fast.fir(x, border, gain)
+    assert ours(x).shape[2:] == (5 + 2 * border - 3, 4 + 2 * border - 3)
+    check_derivatives(lambda x: ours(x).pow(3), lambda x: fir_loop(x, border, gain).pow(3), x)
+    assert torch.autograd.gradcheck(ours, x)                   # finite differences
+    assert torch.autograd.gradgradcheck(lambda x: ours(x).square(), x)
+    large = torch.randn(1, 2, 9, 8, dtype=torch.float64)
+    both = gain * fast.box_mean(fast.blur(large))[..., 1:-1, 1:-1]         # without any border
+    one, inside = fast.fir(large, 0, gain), (..., slice(1, -1), slice(1, -1))
+    assert relative(both[inside], one) < 1e-12
+    flat = fast.fir(torch.ones(1, 1, 8, 8), border, gain)[0, 0, 2:-2, 2:-2]
+    assert torch.allclose(flat, torch.full_like(flat, gain))   # flat stays flat, times the gain
+    twice = {1: lambda x: fast.blur(fast.box_sum(x)) / 4, 2: lambda x: fast.box_mean(fast.blur(x))}
+    in_two = gain * twice[border](large)                       # control: the border of each
+    assert relative(in_two[inside], ours(large)[inside]) < 1e-12
+    assert relative(in_two, ours(large)) > 0.05
 
 
 # ---- 4. AdaIN ----

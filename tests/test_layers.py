@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import stylegan_layers as layers
 from conftest import relative
+from test_fast_gradients import fir_loop
 from workshop.fast_gradients import leaky_relu
 
 # float32 carries 7 digits; sums over a few hundred products keep 6 of them.
@@ -95,6 +96,136 @@ def test_adain_forgets_the_size_and_keeps_the_place():
     assert (peak(out) == 4 * 16 + 5).all() and (peak(moved) == 11 * 16 + 6).all()
     shifted = torch.roll(x, (3, 2), dims=(2, 3))               # exactly: it moves with the feature
     assert relative(adain(shifted, w), torch.roll(out, (3, 2), dims=(2, 3))) < 1e-12
+
+
+# ---- 1, in StyleGAN2: a style layer without AdaIN ----
+
+
+def with_zeros_between(x):
+    """[N, C, H, W] -> [N, C, 2H, 2W]: pixels at even places, zeros between them."""
+    wide = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
+    wide[:, :, ::2, ::2] = x
+    return wide
+
+
+def modulated_by_hand(x, weight, style, demodulate, up):
+    """Equations 1 and 3 of StyleGAN2, image by image; up: zeros between, then [1,3,3,1]."""
+    out = []
+    for image, scales in zip(x, style):
+        kernel = weight / math.sqrt(weight[0].numel()) * scales[:, None, None]         # w'
+        if demodulate:
+            sizes = [(kernel[o].square().sum() + 1e-8).sqrt() for o in range(len(kernel))]
+            kernel = kernel / torch.stack(sizes)[:, None, None, None]                  # w''
+        if up:                         # the border is of zeros once, not once for each filter
+            y = F.conv2d(F.pad(with_zeros_between(image[None]), (2, 1, 2, 1)), kernel)
+            out.append(fir_loop(F.pad(y, (1, 1, 1, 1)), 0, gain=4.0))
+        else:
+            out.append(F.conv2d(image[None], kernel, padding=weight.shape[2] // 2))
+    return torch.cat(out)
+
+
+def derivatives(function, *inputs):
+    """Value, gradients, and gradients of the gradients' squares, the noise of a path length."""
+    y = function(*inputs)
+    upstream = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).cos().view(y.shape)
+    first = torch.autograd.grad((y.pow(2) * upstream).sum(), inputs, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+    return [y, *first, *second]
+
+
+@pytest.mark.parametrize("kernel, up, demodulate", [(3, False, True), (3, True, True),
+                                                    (1, False, False), (3, True, False)])
+def test_both_forms_of_modulation_agree_with_all_derivatives(kernel, up, demodulate):
+    """Lesson: one kernel for each image, or one kernel and each image scaled before and after: the
+    same numbers, also for the derivative of a derivative. Judge: image by image, as the paper has
+    it. (The third image has a style so small that 1e-8 counts.)"""
+    x, weight = torch.randn(3, 4, 5, 5), torch.randn(6, 4, kernel, kernel)
+    style = torch.randn(3, 4) * torch.tensor([1.0, 10.0, 1e-4])[:, None]
+    inputs = [t.double().requires_grad_() for t in (x, weight, style)]
+
+    def form(modulate):
+        return derivatives(lambda *t: layers.modulated_convolution(
+            *t, demodulate=demodulate, up=up, modulate=modulate), *inputs)
+    judge = derivatives(lambda *t: modulated_by_hand(*t, demodulate, up), *inputs)
+    for ours in (form("images"), form("kernels")):
+        assert ours[0].shape == (3, 6, 10 if up else 5, 10 if up else 5)
+        for a, b in zip(ours, judge, strict=True):
+            assert b.abs().max() > 0 and relative(a, b) < 1e-9
+    # Control: each image has its own style, and the second derivative feels it.
+    inputs[2] = inputs[2].detach().roll(1, 0).requires_grad_()
+    others = form("images")
+    assert relative(others[0], judge[0]) > 0.1 and relative(others[-1], judge[-1]) > 0.1
+
+
+def test_demodulation_expects_inputs_of_size_1_and_does_not_look_at_them():
+    """Lesson: of inputs that are independent and of size 1, every output channel has size 1, for
+    any style. But a spike stays what it is, which is why it is of no use to G: beside it nothing
+    changes. An AdaIN makes all the rest small."""
+    x, weight = torch.randn(2, 64, 32, 32), torch.randn(48, 64, 3, 3)
+    style = torch.exp(2 * torch.randn(2, 64))                  # some channels 50 times as strong
+    plain = layers.modulated_convolution(x, weight, style, demodulate=False)
+    ours = layers.modulated_convolution(x, weight, style)
+    sizes = ours[..., 1:-1, 1:-1].square().mean(dim=(2, 3)).sqrt()         # without the border
+    assert (sizes - 1).abs().max() < 0.15                      # 900 pixels that hang together
+    control = plain[..., 1:-1, 1:-1].square().mean(dim=(2, 3)).sqrt()
+    assert control.min() > 3
+    assert relative(layers.modulated_convolution(x, weight, 7 * style), ours) < FLOAT32
+    spiky = x.clone()
+    spiky[:, :, 16, 16] += 1000
+    far = torch.ones(32, 32, dtype=torch.bool)
+    far[15:18, 15:18] = False
+    there = layers.modulated_convolution(spiky, weight, style)
+    assert torch.equal(there[..., far], ours[..., far]) and relative(there, ours) > 10
+    adain, w = layers.AdaIN(10, 64), torch.randn(2, 10)
+    adain.style.weight.data.zero_()
+    before, after = (adain(picture, w)[..., far] for picture in (x, spiky))
+    assert rms(before) == pytest.approx(1, abs=0.05) and rms(after) < 0.1
+    assert torch.equal(layers.modulated_convolution(x, weight, 0 * style), 0 * ours)   # no 0 / 0
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_a_style_layer_of_stylegan2_is_figure_2d(up):
+    """Lesson: convolution, noise, bias, leaky ReLU, gain, in this order. Noise has one strength for
+    all channels, and is as strong for every w."""
+    layer = layers.ModulatedConv2d(5, 7, 10, 8, up=up)
+    assert layer.noise.strength.tolist() == [0] and not layer.bias.any()
+    assert torch.equal(layer.style.bias, torch.ones(5))        # styles begin around 1
+    assert rms(layers.ModulatedConv2d(64, 64, 10, 4).weight) == pytest.approx(1, abs=0.02)
+    layer = layer.double()
+    layer.bias.data.normal_()
+    layer.noise.strength.data.fill_(0.7)
+    x = torch.randn(3, 5, 4 if up else 8, 4 if up else 8, dtype=torch.float64)
+    w = torch.randn(3, 10, dtype=torch.float64)
+    style = F.linear(w, layer.style.weight / math.sqrt(10), layer.style.bias)
+    y = modulated_by_hand(x, layer.weight, style, demodulate=True, up=up)
+    noise, bias = 0.7 * layer.noise.const, layer.bias[:, None, None]
+    judge = math.sqrt(2) * F.leaky_relu(y + noise + bias, 0.2)
+    ours = layer(x, w, "const")
+    assert ours.shape == (3, 7, 8, 8) and relative(ours, judge) < 1e-12
+    for wrong in (F.leaky_relu(math.sqrt(2) * y + noise + bias, 0.2),      # as in StyleGAN
+                  math.sqrt(2) * F.leaky_relu(y + bias, 0.2) + noise):
+        assert relative(wrong, judge) > 0.01                   # controls
+    fresh, silent = layer(x, w, "random"), layer(x, w, "none")
+    assert relative(silent, math.sqrt(2) * F.leaky_relu(y + bias, 0.2)) < 1e-12
+    assert relative(fresh, ours) > 0.01 and relative(fresh, layer(x, w, "random")) > 0.01
+
+
+def test_to_rgb_is_modulated_and_not_demodulated():
+    """Lesson: 10 times the style is 10 times the colours, but for the bias. No leaky ReLU follows,
+    and no noise."""
+    layer = layers.ModulatedToRGB(6, 10).double()
+    layer.bias.data.normal_()
+    x, w = (torch.randn(2, *shape, dtype=torch.float64) for shape in ((6, 8, 8), (10,)))
+    style = F.linear(w, layer.style.weight / math.sqrt(10), torch.ones(6, dtype=torch.float64))
+    bias = layer.bias[:, None, None]
+    judge = modulated_by_hand(x, layer.weight, style, demodulate=False, up=False)
+    assert relative(layer(x, w), judge + bias) < 1e-12
+    demodulated = modulated_by_hand(x, layer.weight, style, demodulate=True, up=False)
+    assert relative(demodulated, judge) > 0.1                  # control
+    before = layer(x, w) - bias
+    layer.style.weight.data *= 10
+    layer.style.bias.data *= 10
+    assert relative(layer(x, w) - bias, 10 * before) < 1e-12
 
 
 # ---- 2. equalized weights ----
@@ -285,6 +416,72 @@ def test_nine_multiplications_per_pixel_instead_of_36(direction):
         counted.append(counter.count / (images * channels * small * small))
     assert counted == [36, 9]                                  # the plain one is the control
     assert 2 * small + 1 in counter.sizes
+
+
+# ---- 3, in StyleGAN2: box and blur in one ----
+
+
+def test_fir_resampling_against_zeros_and_loops():
+    """Lesson: what the paper's code says in so many words. Up: zeros between the pixels, then the
+    filter; down: the filter, then every second pixel. With a convolution: it comes before the
+    filter going up, and behind it, with stride 2, going down."""
+    x, weight = torch.randn(2, 3, 6, 4).double(), torch.randn(5, 3, 3, 3).double()
+    enlarged = fir_loop(F.pad(with_zeros_between(x), (2, 1, 2, 1)), 0, gain=4.0)
+    assert enlarged.shape[2:] == (12, 8) and relative(layers.upsample_fir(x), enlarged) < 1e-12
+    assert relative(F.interpolate(x, scale_factor=2), enlarged) > 0.1                # control
+    reduced = fir_loop(x, 1)[:, :, ::2, ::2]
+    assert reduced.shape[2:] == (3, 2) and relative(layers.downsample_fir(x), reduced) < 1e-12
+    assert relative(F.avg_pool2d(x, 2), reduced) > 0.1                               # control
+
+    by_hand = F.conv2d(F.pad(with_zeros_between(x), (2, 1, 2, 1)), 0.3 * weight)
+    by_hand = fir_loop(by_hand, 1, gain=4.0)
+    ours = layers.upsample_conv_fir(x, weight, 0.3)
+    assert ours.shape == (2, 5, 12, 8) and relative(ours, by_hand) < 1e-12
+    assert relative(layers.upsample_conv_fir(x, weight.flip(2, 3), 0.3), by_hand) > 0.1  # control
+    # To enlarge first and to convolve then has two borders of zeros: the outermost ring differs.
+    later = F.conv2d(enlarged, 0.3 * weight, padding=1)
+    inside = (..., slice(1, -1), slice(1, -1))
+    assert relative(later[inside], by_hand[inside]) < 1e-12 and relative(later, by_hand) > 0.01
+
+
+def test_fir_and_blur_differ_at_the_border_only():
+    """Lesson: StyleGAN2 filters with StyleGAN's weights. Along the outermost pixels, where the blur
+    of a box sees zeros beside the box, the two differ by some 10 %; inside they are the same."""
+    x, weight = torch.randn(4, 16, 16, 16).double(), torch.randn(16, 16, 3, 3).double()
+    conv = layers.ActivatedConv2d(16, 16, resample="down").double()
+    twin = layers.EqualizedConv2d(16, 16, resample="down", gain=1.0).double()
+    twin.load_state_dict(conv.state_dict())
+    gained = lambda x: math.sqrt(2) * F.leaky_relu(x, 0.2)
+    up = layers.upsample_conv_fir(x, weight), layers.upsample_conv_blur(x, weight)
+    for ours, theirs in (up, (conv(x), gained(twin(x)))):
+        inside = (..., slice(1, -1), slice(1, -1))
+        assert relative(ours[inside], theirs[inside]) < 1e-12
+        border = torch.ones(ours.shape[2:], dtype=torch.bool)
+        border[1:-1, 1:-1] = False
+        assert 0.05 < rms((ours - theirs)[..., border]) / rms(theirs[..., border]) < 0.3
+
+
+@pytest.mark.parametrize("resample, kernel", [(None, 3), (None, 1), ("down", 3)])
+def test_the_gain_behind_the_leaky_relu_is_also_the_biass(resample, kernel):
+    """Lesson: without a bias it does not matter where the gain stands; the bias gets it, too. By
+    hand: a border of two zeros, [1,3,3,1], then the convolution with stride 2."""
+    layer = layers.ActivatedConv2d(4, 6, kernel_size=kernel, resample=resample).double()
+    layer.bias.data.normal_()
+    twin = layers.EqualizedConv2d(4, 6, kernel_size=kernel).double()       # its gain is in W
+    twin.weight = layer.weight
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    scaled = layer.weight / math.sqrt(4 * kernel * kernel)
+    if resample:
+        y = F.conv2d(fir_loop(x, 2), scaled, layer.bias, stride=2)
+        assert y.shape[2:] == (4, 4)
+    else:
+        y = F.conv2d(x, scaled, layer.bias, padding=kernel // 2)
+    assert relative(layer(x), math.sqrt(2) * F.leaky_relu(y, 0.2)) < 1e-12
+    if resample is None:
+        twin.bias.data = math.sqrt(2) * layer.bias.data
+        assert relative(layer(x), F.leaky_relu(twin(x), 0.2)) < 1e-12
+        twin.bias.data = layer.bias.data
+        assert relative(layer(x), F.leaky_relu(twin(x), 0.2)) > 0.05       # control
 
 
 # ---- 4. two normalizers ----

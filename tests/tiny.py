@@ -1,5 +1,6 @@
 """Networks and runs that are small enough for a test, and what tests ask of a run's folder."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import stylegan_losses as losses
 import stylegan_models as models
 from conftest import ROOT
 from workshop import machine
@@ -55,28 +57,39 @@ class Recorder(torch.optim.SGD):
 
 
 def gradients_of_a_step(training_step, process=0, processes=1, accumulate=1, change=None,
-                        resolution=16):
-    """Gradients of D and G and w_avg in the first step of a small network, batch 16, R1 and all.
+                        resolution=16, architecture="stylegan"):
+    """Gradients of D and G in the first step of a small network, batch 16, penalties and all; and
+    at the end G's buffers, w_avg and StyleGAN2's mean of path lengths.
 
     change: a function of G and D, applied before the step. (Noise strengths start at 0, so the
-    noise, which differs between processes, does not matter; their gradients are left out.)
+    noise, which differs between processes, does not matter; their gradients are left out. The
+    picture y of path length is the same for all images, and its mean hardly moves: parts of a batch
+    would have others, each with its own share.)
     """
     torch.manual_seed(0)
-    G, D = networks(resolution=resolution)
-    G.synthesis.blocks["4"].const.weight.data.normal_()        # ones have no deviation to divide by
+    G, D = networks(resolution=resolution, architecture=architecture)
+    if architecture == "stylegan":
+        G.synthesis.blocks["4"].const.weight.data.normal_()    # ones have no deviation to divide by
     z, reals = torch.randn(2, 16, 2, 8), torch.rand(16, 3, resolution, resolution)
     mixes = torch.randint(0, 2, (2, 16, models.num_style_layers(resolution)))
-    alpha = 0.5
+    y = torch.randn(1, 3, resolution, resolution) / resolution
+    alpha = 0.5 if architecture == "stylegan" else 1.0
     if change:
         alpha = change(G, D) or alpha
     G_opt, D_opt = (Recorder(network.parameters(), lr=0.0) for network in (G, D))
     team = machine.Team(torch.device("cpu"))
     team.processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     mine = slice(process, None, processes)
-    training_step(G, D, G_opt, D_opt, reals[mine], z[:, mine], mixes[:, mine], alpha, 5.0,
-                  accumulate, team)
+    with pytest.MonkeyPatch.context() as patch:
+        scope = training_step.__globals__
+        patch.setitem(scope, "path_lengths", lambda images, ws: losses.path_lengths(images, ws, y))
+        patch.setitem(scope, "path_length_penalty",
+                      functools.partial(losses.path_length_penalty, decay=1e-7))
+        training_step(G, D, G_opt, D_opt, reals[mine], z[:, mine], mixes[:, mine], alpha, 5.0,
+                      None if architecture == "stylegan" else 3.0, accumulate, team)
     strengths = [i for i, (name, p) in enumerate(G.named_parameters()) if "noise" in name]
-    return D_opt.seen + [g for i, g in enumerate(G_opt.seen) if i not in strengths] + [G.w_avg]
+    return (D_opt.seen + [g for i, g in enumerate(G_opt.seen) if i not in strengths]
+            + list(G.buffers(recurse=False)))
 
 
 def start(*arguments, cwd, **options):

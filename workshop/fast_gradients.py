@@ -11,7 +11,7 @@ in the tests that is autograd itself, for the first derivative and for the secon
 
   1. leaky_relu, noise   one keeps its result only; the other adds in one pass
   2. convolve            all of whose derivatives are convolutions
-  3. blur, box           filters that are their own gradients, or each other's
+  3. filters             that are their own gradients, up to the border
   4. normalize_and_style AdaIN's equation
   5. merged kernels      what was measured and not taken: box and blur inside of the convolution
 """
@@ -37,37 +37,42 @@ class _LeakyReLU(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx, x, gain):
         result = F.leaky_relu(x, LEAKY_SLOPE)
+        if gain != 1.0:
+            result.mul_(gain)
         ctx.save_for_backward(result)
+        ctx.gain = gain
         return result
 
     @staticmethod
     def backward(ctx, grad):
         result, = ctx.saved_tensors
-        return _LeakyReLUGradient.apply(grad, result)
+        return _LeakyReLUGradient.apply(grad, result, ctx.gain), None
 
 
 class _LeakyReLUGradient(torch.autograd.Function):
     """grad, times the slope where `result` came from. Linear in grad, constant in result."""
 
     @staticmethod
-    def forward(ctx, grad, result):
+    def forward(ctx, grad, result, gain):
         ctx.save_for_backward(result)
-        return torch.ops.aten.leaky_relu_backward(grad, result, LEAKY_SLOPE, True)
+        ctx.gain = gain
+        grad = torch.ops.aten.leaky_relu_backward(grad, result, LEAKY_SLOPE, True)
+        return grad.mul_(gain) if gain != 1.0 else grad
 
     @staticmethod
     def backward(ctx, grad):
         result, = ctx.saved_tensors
-        return _LeakyReLUGradient.apply(grad, result), None
+        return _LeakyReLUGradient.apply(grad, result, ctx.gain), None, None
 
 
-def leaky_relu(x):
-    """x where positive, 0.2 x elsewhere; any shape.
+def leaky_relu(x, gain=1.0):
+    """x where positive, 0.2 x elsewhere, then times gain (above 0); any shape.
 
     Proved: tests/test_fast_gradients.py::test_leaky_relu_and_its_derivatives_against_torch
     """
-    return _LeakyReLU.apply(x)
+    return _LeakyReLU.apply(x, gain)
 
 
 def add_noise(x, noise, strength):
@@ -111,6 +116,7 @@ class _Convolution(torch.autograd.Function):
         # What a gradient needs is the other factor; so x is only kept if w is to learn.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.shape, ctx.up = (scale, stride, padding), up
+        ctx.weight_is_stored = weight.is_leaf
         operation = F.conv_transpose2d if up else F.conv2d
         return operation(x, (weight * scale).to(x.dtype), bias, stride, padding)
 
@@ -120,7 +126,8 @@ class _Convolution(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = _Convolution.apply(grad, weight, None, *ctx.shape, not ctx.up)
-        if ctx.needs_input_grad[1] and not _Convolution.input_gradients_only:
+        if ctx.needs_input_grad[1] and not (
+                _Convolution.input_gradients_only and ctx.weight_is_stored):
             large, small = (grad, x) if ctx.up else (x, grad)
             grad_weight = _Correlation.apply(large, small, weight.shape, weight.dtype, *ctx.shape)
         if ctx.needs_input_grad[2] and not _Convolution.input_gradients_only:
@@ -172,10 +179,15 @@ def convolve(x, weight, bias=None, stride=1, up=False, padding=None, scale=1.0):
 
 @contextlib.contextmanager
 def input_gradients_only():
-    """Inside, gradients of convolutions are computed for their inputs, not for their weights.
+    """Inside, gradients of convolutions are computed for their inputs, not for stored weights.
 
-    Why:    R1 asks for the gradient at the images. Autograd drops what it does not need of its own
-            functions; of ours it would compute the weights' gradients too, and throw them away.
+    Why:    R1 asks for the gradient at the images, path length for that at the styles. Autograd
+            drops what it does not need of its own functions; of ours it would compute the weights'
+            gradients too, and throw them away.
+    Trap:   a kernel may be made of an input. StyleGAN2 can multiply its kernels by a style, and
+            then path length is the gradient that flows THROUGH the kernel. So only stored weights
+            are spared, those that were computed from nothing.
+            Proved: tests/test_fast_gradients.py::test_a_kernel_made_of_an_input_keeps_its_gradient
     """
     _Convolution.input_gradients_only = True
     try:
@@ -184,34 +196,41 @@ def input_gradients_only():
         _Convolution.input_gradients_only = False
 
 
-# ---- 3. Blur and box -------------------------------------------------------------------------
+# ---- 3. Filters: blur, box, FIR --------------------------------------------------------------
 
 
-def blur_kernel(channels, device=None, dtype=None):
-    """[1,2,1] x [1,2,1] / 16 as a depthwise kernel [C, 1, 3, 3]. It sums to 1: flat stays flat."""
-    # Filled on the device: to copy [1, 2, 1] there, the CPU would have to wait for the GPU.
-    line = torch.full((3,), 0.25, device=device, dtype=dtype)
-    line[1].fill_(0.5)
-    return torch.outer(line, line).expand(channels, 1, 3, 3)
+def filter_kernel(size, outer, inner, channels, device=None, dtype=None):
+    """The line (outer, inner.., outer) of `size` taps, times itself: depthwise [C, 1, size, size].
+
+    Filled on the device: to copy the numbers there, the CPU would have to wait for the GPU.
+    """
+    line = torch.full((size,), outer, device=device, dtype=dtype)
+    line[1:-1].fill_(inner)
+    return torch.outer(line, line).expand(channels, 1, size, size)
 
 
-class _SelfAdjointBlur(torch.autograd.Function):
-    """The [1,2,1] blur, told to autograd that its gradient is the same blur.
+class _Filter(torch.autograd.Function):
+    """A symmetric filter of every channel, told to autograd that its gradient is the filter again.
 
-    A convolution's gradient is the convolution with the turned kernel; this kernel is symmetric
-    and so are its zeros beyond the border, so blurring the gradient is all there is to do, and
-    doing it again is the second derivative that R1 needs. Autograd does not know that and takes
-    the general road, a transposed depthwise convolution (experiments/benchmark.py gradients).
+    A convolution's gradient is the convolution with the turned kernel, over a border that makes up
+    for what the first one took or added: of k taps and a border of p zeros, k - 1 - p zeros. This
+    kernel turned is itself. So filtering the gradient is all there is to do, and doing it again is
+    the second derivative that R1 needs. Autograd does not know that and takes the general road, a
+    transposed depthwise convolution (experiments/benchmark.py gradients).
     """
 
     @staticmethod
-    def forward(ctx, x):
-        kernel = blur_kernel(x.shape[1], x.device, x.dtype)
-        return F.conv2d(x, kernel, padding=1, groups=x.shape[1])
+    def forward(ctx, x, taps, border):
+        ctx.taps, ctx.border = taps, border
+        kernel = filter_kernel(*taps, x.shape[1], x.device, x.dtype)
+        return F.conv2d(x, kernel, padding=border, groups=x.shape[1])
 
     @staticmethod
     def backward(ctx, grad):
-        return _SelfAdjointBlur.apply(grad)
+        return _Filter.apply(grad, ctx.taps, ctx.taps[0] - 1 - ctx.border), None, None
+
+
+BLUR, BOX_MEAN, BOX_SUM = (3, 0.25, 0.5), (2, 0.5, 0.0), (2, 1.0, 0.0)      # size, outer, inner
 
 
 def blur(x):
@@ -219,23 +238,7 @@ def blur(x):
 
     Proved: tests/test_fast_gradients.py::test_blur_and_its_derivatives_against_a_loop
     """
-    return _SelfAdjointBlur.apply(x)
-
-
-class _Box(torch.autograd.Function):
-    """Every 2x2 neighbours added up, times `tap`. With a border of zeros [.., H, W] becomes
-    [.., H+1, W+1], without one [.., H-1, W-1]; each of the two is the gradient of the other.
-    """
-
-    @staticmethod
-    def forward(ctx, x, tap, border):
-        ctx.tap, ctx.border = tap, border
-        kernel = x.new_full((x.shape[1], 1, 2, 2), tap)
-        return F.conv2d(x, kernel, padding=int(border), groups=x.shape[1])
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _Box.apply(grad, ctx.tap, not ctx.border), None, None
+    return _Filter.apply(x, BLUR, 1)
 
 
 def box_mean(x):
@@ -243,12 +246,21 @@ def box_mean(x):
 
     Proved: tests/test_fast_gradients.py::test_boxes_and_their_derivatives_against_pooling
     """
-    return _Box.apply(x, 0.25, True)
+    return _Filter.apply(x, BOX_MEAN, 1)
 
 
 def box_sum(x):
     """x [N, C, H, W] -> [N, C, H-1, W-1]: sums of 2x2 neighbours. Proved: as `box_mean`."""
-    return _Box.apply(x, 1.0, False)
+    return _Filter.apply(x, BOX_SUM, 0)
+
+
+def fir(x, border, gain=1.0):
+    """x [N, C, H, W] -> [N, C, H + 2 border - 3, ...]: [1,3,3,1] x [1,3,3,1] / 64, times gain.
+
+    Proved: tests/test_fast_gradients.py::test_fir_is_box_and_blur_in_one_with_one_border
+    """
+    root = gain ** 0.5
+    return _Filter.apply(x, (4, root / 8, 3 * root / 8), border)
 
 
 # ---- 4. AdaIN --------------------------------------------------------------------------------
@@ -377,7 +389,7 @@ def merged_kernel(weight, blurred):
     """
     copies = F.conv2d(torch.eye(9).reshape(9, 1, 3, 3), torch.ones(1, 1, 2, 2), padding=1)
     if blurred:
-        copies = F.conv2d(copies, blur_kernel(1), padding=2)
+        copies = F.conv2d(copies, filter_kernel(*BLUR, 1), padding=2)
     side = copies.shape[3]
     taps = weight.permute(0, 2, 3, 1).flatten(1, 2)                        # [O, 9, I]
     merged = copies.flatten(1).t().to(weight) @ taps                       # [O, side*side, I]
