@@ -2,10 +2,12 @@
 
 Read before: train.py, whose two turns call these functions.     Read next: stylegan_models.py
 Paper:   Goodfellow et al. 2014 (arXiv 1406.2661); R1: Mescheder et al. 2018 (arXiv 1801.04406);
-         the choice of both: Karras et al. 2019, StyleGAN (arXiv 1812.04948), appendix C.
+         the choice of both: Karras et al. 2019, StyleGAN (arXiv 1812.04948), appendix C; path
+         length: Karras et al. 2020, StyleGAN2 (arXiv 1912.04958), section 3 and appendix B.
 Needs:   torch, any device. Importing this file reads no file, no argv, no clock.
-Letters: N images in the batch; R rows = columns of pixels. A score is D's opinion of one image, a
-         number of any size: the higher it is, the more real the image looks to D.
+Letters: N images in the batch; L style layers; S size of w; R rows = columns of pixels. A score is
+         D's opinion of one image, a number of any size: the higher it is, the more real the image
+         looks to D.
 
 Read a score s as a bet: D says "real" with the probability sigmoid(s) = 1 / (1 + e^-s). Each player
 has a loss, a number that it makes smaller step by step:
@@ -20,6 +22,8 @@ ProGAN, from which StyleGAN grew, had another loss, WGAN-GP. With this one and R
 G's pictures are from real ones: evaluate.py) went on falling for considerably longer; so the paper
 trains with 25 million images instead of 12 (appendix C).
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -101,8 +105,12 @@ def r1_weight(r1_gamma, r1_interval, resolution, final_resolution):
         less than a steady small one. Where the penalty is all there is, about 1/sqrt(k) of its
         pull is left; where other gradients are 10 times as large, nearly all (0.93, up to k = 16).
         Proved: tests/test_losses.py::test_adam_weakens_a_lazy_penalty
-        Differs: StyleGAN2 gives the penalty a step of its own, and shrinks Adam's learning rate and
-        raises its betas to the power k/(k+1) for it. Here it joins a step that is made anyway.
+        Differs: the official StyleGAN2 gives a lazy penalty a step of its own, and takes Adam's
+        learning rate times k/(k+1) and its betas to that power in all steps. Here the penalty joins
+        a step that is made anyway. That keeps a little more of its pull. In a step of its own
+        1/sqrt(k+1) would be left where the penalty is all there is, and about 0.9 where other
+        gradients are 10 times as large.
+        Proved: tests/test_losses.py::test_a_step_of_its_own_would_be_weakened_nearly_as_much
     (R / final R)^2:  gamma is meant for the final resolution. The official code shows D pictures of
         the final size at all times, small ones enlarged: each pixel is copied to f x f places, f =
         final R / R. Each copy has 1/f^2 of the pixel's gradient, and the squares of f^2 copies sum
@@ -110,3 +118,46 @@ def r1_weight(r1_gamma, r1_interval, resolution, final_resolution):
         Proved: tests/test_losses.py::test_r1_equals_the_official_one
     """
     return r1_gamma / 2 * r1_interval * (resolution / final_resolution) ** 2
+
+
+# ---- 4. Path length, in StyleGAN2: G shall stretch w by the same factor everywhere -----------
+
+
+def path_lengths(images, ws, noise=None):
+    """How far each image moves when its w takes a small step, in a random direction of the image.
+
+    Compare: in StyleGAN, G may answer one step of w with a little change and the next one with
+            another face. Perceptual path length measures that, and networks whose value is small
+            make better shapes. So it is made a part of what G wants (section 3.2, figure 4). A G
+            that stretches w evenly can also be inverted better: project.py.
+    Paper:  StyleGAN2, equation 4: the length of J^T y, where J [pixels, S] says how the image moves
+            with w. If J is orthogonal up to a factor, all lengths are nearly that factor times
+            sqrt(S) / R.
+    Shapes: images [N, 3, R, R], computed from ws [N, L, S], which are part of the graph -> [N].
+            noise: y, of the shape of images; drawn if None.
+    Units:  y is N(0, 1) / sqrt(R R), so that lengths do not grow with the number of pixels. Each
+            layer has its own w here: the squares are summed over S and averaged over the L layers.
+    How:    J^T y is the gradient of <image, y>: no J is ever made.
+    Proved: tests/test_losses.py::test_path_lengths_equal_the_official_ones,
+            ::test_path_length_of_a_linear_map_is_its_stretch
+    """
+    if noise is None:
+        noise = torch.randn_like(images) / math.sqrt(images.shape[2] * images.shape[3])
+    with input_gradients_only():
+        gradient, = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
+    return gradient.square().sum(dim=2).mean(dim=1).sqrt()                 # [N, L, S] -> [N]
+
+
+def path_length_penalty(lengths, mean, decay=0.01):
+    """(length - mean)^2, averaged. `mean` is moved first, in place, by decay towards the lengths.
+
+    The factor itself is G's to choose: it is the running mean of what the lengths are.
+    Paper:  StyleGAN2, equation 4 and appendix B (the decay).
+    Shapes: lengths [N], mean [] -> scalar. As in the official code, the gradient also flows through
+            the share of these lengths in the mean: `decay` of it, against the rest.
+    Proved: tests/test_losses.py::test_path_lengths_equal_the_official_ones,
+            ::test_the_mean_of_path_lengths_moves_before_it_is_used
+    """
+    moved = mean.lerp(lengths.mean(), decay)
+    mean.copy_(moved.detach())
+    return (lengths - moved).square().mean()

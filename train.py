@@ -4,13 +4,15 @@
                                                            two CPU cores (README.md shows them)
     python train.py --resolution 8 --total-kimg 40         the same, only up to 8x8: a minute
     python train.py --data photos/ --resolution 256        anybody's pictures
+    python train.py --architecture stylegan2               the second paper's networks
     python train.py --resume runs/00003-photos/checkpoint.pt
     torchrun --standalone --nproc_per_node=2 train.py      two GPUs, or two halves of a CPU
 
 Read next: stylegan_dataloader.py, stylegan_losses.py, stylegan_models.py, stylegan_layers.py.
 Paper:   Karras et al. 2019, "A Style-Based Generator Architecture for Generative Adversarial
          Networks" (arXiv 1812.04948), section 2 and appendix C; the growing: Karras et al. 2018,
-         "Progressive Growing of GANs", here ProGAN (arXiv 1710.10196), section 2, appendix A.
+         "Progressive Growing of GANs", here ProGAN (arXiv 1710.10196), section 2, appendix A; for
+         --architecture stylegan2: Karras et al. 2020, StyleGAN2 (arXiv 1912.04958).
 Needs:   torch, torchvision, numpy, Pillow, tqdm, tensorboard; CPU, CUDA or MPS.
 Letters: N images in the batch; K styles mixed in one image; L style layers; R pixels a side. A
          style row says which of an image's K styles each of its L layers takes. nimg counts the
@@ -51,6 +53,10 @@ sides when it has settled, by fading a new block into both networks:
     4x4 ------> 8x8 fading in -> 8x8 ------> 16x16 fading in -> 16x16 -----> ...     (over kimg)
       stabilize       fade         stabilize        fade           stabilize
 
+StyleGAN2 is the same game with other networks (stylegan_models.py has them under those that they
+replace). It does not grow, so its schedule is one stage, and alpha is always 1; and there is one
+thing more that G wants (`path_length_turn`).
+
 The file has the schedule, the average and Adam, the two turns of a step, and `main`, the game. To
 see the whole before the parts, begin at `main`. What is not of the paper (options, devices, several
 processes, the folder of a run) stands in workshop/, to be looked up.
@@ -66,7 +72,8 @@ import morph
 import stylegan_dataloader as data
 import stylegan_models as models
 from stylegan_losses import (
-    generator_loss, loss_on_fakes, loss_on_reals, r1_penalty, r1_weight)
+    generator_loss, loss_on_fakes, loss_on_reals, path_length_penalty, path_lengths, r1_penalty,
+    r1_weight)
 from workshop import machine, options
 from workshop.run import Run
 
@@ -228,17 +235,38 @@ def generator_turn(G, D, z, mixes, resolution, alpha):
     return loss.detach()
 
 
-def training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor, accumulate, team):
+def path_length_turn(G, z, mixes, path_factor):
+    """Add the gradients of StyleGAN2's path length penalty to those that are in G already.
+
+    Shapes: z [N, K, latent]; mixes [N, L]. Half of them will do, says the paper: the penalty needs
+            a derivative of a derivative, and much memory (appendix B).
+    Units:  path_factor: what the penalty is multiplied by, --path-weight times --path-interval.
+    Returns [the mean length, the penalty] as a tensor.
+    Proved: tests/test_train.py::test_path_length_is_a_turn_of_its_own_on_half_of_the_batch
+    """
+    half = (len(z) + 1) // 2
+    ws = G.styles(z[:half], mixes[:half], mixes.shape[1])                  # [N/2, L, S]
+    with machine.as_written():                         # compiled, it could not be derived twice
+        lengths = path_lengths(G.synthesis(ws), ws)                        # [N/2]
+        penalty = path_length_penalty(lengths, G.path_length_mean)
+        (path_factor * penalty).backward()
+    return torch.stack([lengths.mean(), penalty]).detach()
+
+
+def training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor, path_factor, accumulate,
+                  team):
     """D learns from a batch of reals and fakes, then G from D's opinion of new fakes.
 
     Shapes: reals [N, 3, R, R]; z [2, N, K, latent] and mixes [2, N, L]: one batch for each turn,
-            since D has just learned from the last fakes.
-    Units:  accumulate: the batch is cut into that many parts, whose gradients are added: the same
+            since D has just learned from the last fakes. Path length takes the first again.
+    Units:  r1_factor, path_factor: of the two penalties, None in the steps without.
+            accumulate: the batch is cut into that many parts, whose gradients are added: the same
             step in less memory. Part p holds images p, p + A, p + 2A, ..., so the groups of the
-            minibatch stddev are those of the whole batch if N / A is a multiple of 4. (Only w_avg
-            moves once for each part.)
+            minibatch stddev are those of the whole batch if N / A is a multiple of 4. (Only w_avg,
+            and the mean of path lengths, move once for each part.)
             team: under torchrun, gradients are averaged over the processes (machine.py, part 3).
-    Returns a tensor [6]: the means that `workshop.run.LOGGED` names, and 1 if R1 was computed.
+    Returns a tensor [9]: the means that `workshop.run.LOGGED` names, with a 1 behind a penalty
+            that was due.
     Proved: tests/test_train.py::test_accumulating_is_the_same_step
     """
     parts = [slice(p, None, accumulate) for p in range(accumulate)]
@@ -250,11 +278,15 @@ def training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor, accumul
 
     loss_g = sum(generator_turn(G, D, z[1, p], mixes[1, p], reals.shape[-1], alpha)
                  for p in parts) / accumulate
-    team.average_gradients(G, G.w_avg, parts=accumulate)
+    said_path = torch.zeros(2, device=loss_g.device)
+    if path_factor is not None:
+        said_path = sum(path_length_turn(G, z[0, p], mixes[0, p], path_factor)
+                        for p in parts) / accumulate
+    team.average_gradients(G, *G.buffers(recurse=False), parts=accumulate)     # w_avg, too
     G_opt.step()
     G_opt.zero_grad()
-    computed = torch.full_like(loss_g, float(r1_factor is not None))
-    return torch.stack([said_d[0], loss_g, *said_d[1:], computed])
+    due = [torch.full_like(loss_g, factor is not None) for factor in (r1_factor, path_factor)]
+    return torch.stack([said_d[0], loss_g, *said_d[1:], due[0], *said_path, due[1]])
 
 
 # ---- 4. The game -----------------------------------------------------------------------------
@@ -318,11 +350,13 @@ def main(argv=None):
         reals = reals_at(data.to_images(next(reals_of), o.device), alpha, o.growth)
         z = machine.draw_z(o.seed, step, team, (2, batch, o.styles_to_mix, o.latent_dim))
         mixes = machine.send(torch.stack([next(rows_of), next(rows_of)]), o.device)    # [2, N, L]
-        r1_factor = None
+        r1_factor = path_factor = None
         if step % o.r1_interval == 0:
             r1_factor = r1_weight(o.r1_gamma[r], o.r1_interval, r, o.resolution)
+        if o.path_weight and step % o.path_interval == 0:
+            path_factor = o.path_weight * o.path_interval      # as `r1_weight` explains
 
-        said = training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor,
+        said = training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor, path_factor,
                              o.accumulate[r], team)
         step, nimg = step + 1, nimg + batch
         update_ema(G_ema, G, ema_beta(nimg, batch, o.ema_halflife_kimg))

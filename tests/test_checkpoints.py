@@ -41,6 +41,9 @@ def test_a_failed_save_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch):
     assert path.read_bytes() != before and os.listdir(tmp_path) == ["g.pt"]
     saved = torch.load(path, weights_only=True)
     assert (saved["format"], saved["architecture"]) == (checkpoints.FORMAT, "stylegan")
+    # The architecture is what the settings say; those of old checkpoints name none.
+    checkpoints.save_checkpoint(path, {"settings": {**SMALL, "architecture": "stylegan2"}})
+    assert torch.load(path, weights_only=True)["architecture"] == "stylegan2"
 
 
 def test_a_full_disk_is_an_oserror(tmp_path):
@@ -50,15 +53,15 @@ import resource, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
 from workshop import checkpoints
-checkpoints.save_checkpoint("g.pt", {{"x": torch.ones(10)}})
+checkpoints.save_checkpoint("g.pt", {{"settings": {{}}, "x": torch.ones(10)}})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))        # stands in for the full disk
 try:
-    checkpoints.save_checkpoint("g.pt", {{"x": torch.ones(1_000_000)}})
+    checkpoints.save_checkpoint("g.pt", {{"settings": {{}}, "x": torch.ones(1_000_000)}})
 except OSError as error:
     print("OSError", error)
 print(torch.load("g.pt", weights_only=True)["x"].sum().item())       # the old file is whole
-checkpoints.save_checkpoint("g.pt", {{"x": torch.ones(20)}})          # control: a small one fits
+checkpoints.save_checkpoint("g.pt", {{"settings": {{}}, "x": torch.ones(20)}})   # control: fits
 """
     if sys.platform == "win32":
         pytest.skip("needs a limit on the size of files")
@@ -100,7 +103,8 @@ def test_a_bad_checkpoint_gets_one_clear_sentence(tmp_path):
     refused("not a checkpoint")
 
     checkpoints.save_checkpoint(path, good)
-    assert checkpoints.load_checkpoint(path)["settings"] == SMALL          # control: a good one
+    again = checkpoints.load_checkpoint(path)["settings"]      # control: a good one
+    assert again == {**SMALL, "architecture": "stylegan"}      # is said from now on
     whole = path.read_bytes()
     path.write_bytes(whole[:len(whole) // 2])
     refused("cut off")
@@ -118,7 +122,14 @@ def test_a_bad_checkpoint_gets_one_clear_sentence(tmp_path):
     wrong = {**good["generator_ema"], "w_avg": torch.zeros(11)}
     for change, message in [
             ({"format": "one"}, "not a checkpoint of this program"),
-            ({"format": 2}, "newer"), ({"architecture": "stylegan2"}, "stylegan2"),
+            ({"format": 2}, "newer"),
+            ({"architecture": "stylegan3"}, "holds a 'stylegan3' network"),
+            ({"architecture": "stylegan2"}, "its generator_ema "),
+            ({"architecture": None}, "holds a None network"),
+            ({"settings": {**SMALL, "architecture": "stylegan2"}}, "of another architecture"),
+            ({"settings": {**SMALL, "architecture": 2}}, "of another architecture"),
+            *(({"settings": {**SMALL, "conv_clamp": limit}}, "impossible conv_clamp") for limit in
+              (0, -1, float("nan"), float("inf"), True, "256", [256])),
             ({"settings": {**SMALL, "resolution": 12}}, "power of two"),
             ({"settings": {**SMALL, "latent_dim": "many"}}, "settings"),
             ({"settings": {**SMALL, "latent_dim": 0}}, "settings"),
@@ -170,6 +181,44 @@ def test_a_checkpoint_gives_the_same_pictures_again(tmp_path):
     assert torch.allclose(loaded.networks["discriminator"](images), D(images), atol=1e-6)
     for network in loaded.networks.values():
         assert not network.training and not any(p.requires_grad for p in network.parameters())
+
+
+def test_a_stylegan2_checkpoint_comes_back(tmp_path):
+    """Lesson: with its limit, if it has one, and its mean of path lengths. A file that calls it a
+    StyleGAN, or one that calls a StyleGAN so, is refused by the first name that does not fit."""
+    path, z = tmp_path / "g.pt", torch.randn(2, 12)
+    settings = {**SMALL, "architecture": "stylegan2", "conv_clamp": 0.5}
+    G, D = models.make_generator(settings).eval(), models.make_discriminator(settings)
+    machine.place(G, CPU)
+    G.w_avg.normal_()
+    G.path_length_mean.fill_(1.5)
+    images = G(z, noise_mode="const", truncation_psi=0.5)
+    state = {"settings": settings, "generator_ema": G.state_dict(), "discriminator": D.state_dict()}
+    checkpoints.save_checkpoint(path, state)
+    loaded = checkpoints.load_networks(path, parts=("generator_ema", "discriminator"))
+    again = loaded.networks["generator_ema"]
+    assert torch.equal(again(z, noise_mode="const", truncation_psi=0.5), images)
+    assert again.path_length_mean == 1.5 and loaded.checkpoint["settings"] == settings
+    assert torch.allclose(loaded.networks["discriminator"](images), D(images), atol=1e-6)
+    free = {key: value for key, value in settings.items() if key != "conv_clamp"}
+    checkpoints.save_checkpoint(path, {**state, "settings": free})         # control: no limit
+    again = checkpoints.load_networks(path).networks["generator_ema"]
+    assert not torch.equal(again(z, noise_mode="const", truncation_psi=0.5), images)
+    checkpoints.save_checkpoint(path, {**state, "settings": SMALL})
+    with pytest.raises(checkpoints.CheckpointError, match="generator_ema has path_length_mean"):
+        checkpoints.load_checkpoint(path)
+    checkpoints.save_checkpoint(path, {**a_checkpoint(), "settings": free})
+    with pytest.raises(checkpoints.CheckpointError, match="generator_ema lacks path_length_mean"):
+        checkpoints.load_checkpoint(path)
+
+
+def test_a_checkpoint_of_before_there_was_stylegan2_loads(tmp_path):
+    """Lesson: its settings name no architecture, only the file does."""
+    path = tmp_path / "g.pt"
+    torch.save({"format": 1, "architecture": "stylegan", **a_checkpoint()}, path)
+    loaded = checkpoints.load_networks(path)
+    assert type(loaded.networks["generator_ema"]) is models.Generator
+    assert loaded.checkpoint["settings"] == {**SMALL, "architecture": "stylegan"}
 
 
 def test_a_fading_network_comes_back_at_its_resolution_and_alpha(tmp_path):

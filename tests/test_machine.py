@@ -1,5 +1,6 @@
 """workshop/machine.py: devices, precision, compiled programs, several processes, seeds, memory."""
 
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -203,12 +204,52 @@ def test_low_precision_is_near_and_its_sensitive_parts_are_float32(precision_as_
     assert relative(by_hand.float(), in_float) > 2 ** -7       # control: sums in bfloat16
 
 
-def test_a_step_in_bfloat16_leaves_float32_gradients(precision_as_before):
-    """Lesson: R1 and both losses pass through the hooks; the gradients are those of float32 to
-    within bfloat16's digits, and weights stay what they were stored as."""
+def test_stylegan2_in_low_precision_is_near_and_sums_colours_in_float32(precision_as_before):
+    """Lesson: the same hooks serve StyleGAN2. Its convolutions see bfloat16, with kernels, styles
+    and sizes that are computed in float32 and rounded where they are used; the picture, to which
+    every block adds, is float32, and so are G's and D's blocks of 4 px."""
+    G, D = official.stylegan2_networks("ada")
+    io = official.load_stylegan2("ada")
+    images, scores = G(io["z"], noise_mode="const"), D(io["x_real"])
+    machine.set_precision(G, D, "bf16")
+    of_G, of_D = watch_dtypes(G), watch_dtypes(D)
+    low = G(io["z"], noise_mode="const"), D(io["x_real"])
+    assert 0 < relative(low[0], images) < 0.05 and 0 < relative(low[1], scores) < 0.05
+    assert low[0].dtype == low[1].dtype == torch.float32
+    full, half = torch.float32, torch.bfloat16
+
+    def first_inputs(seen, words):
+        """The dtypes of the pictures that go into these modules; w comes behind them."""
+        found = {calls[0][0][0] for name, calls in seen.items()
+                 if any(word in name for word in words)}
+        assert found, words
+        return found
+    for r in (8, 16, 32):
+        for layer in ("conv0", "conv1", "conv0.noise", "conv1.noise"):
+            assert first_inputs(of_G, [f"blocks.{r}.{layer}"]) <= {half, full}
+            assert of_G[f"synthesis.blocks.{r}.{layer}"][0][0][0] == half
+        for layer in ("conv0", "conv1", "skip"):
+            assert first_inputs(of_D, [f"blocks.{r}.{layer}"]) == {half}
+        assert of_G[f"synthesis.blocks.{r}"][0][1] == of_D[f"blocks.{r}"][0][1] == half
+    assert of_G["synthesis.blocks.4"][0][1] == half            # its result, and nothing before:
+    for words in (["mapping"], ["style"], ["to_rgb"], ["blocks.4."]):
+        assert first_inputs(of_G, words) == {full}, words
+    for words in (["from_rgb"], ["blocks.4"]):
+        assert first_inputs(of_D, words) == {full}, words
+    for r in (4, 8, 16, 32):
+        assert of_G[f"synthesis.to_rgb.{r}"][0][1] == full
+    assert of_D["from_rgb.32"][0][1] == half
+    assert all(p.dtype == full for network in (G, D) for p in network.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["stylegan", "stylegan2"])
+def test_a_step_in_bfloat16_leaves_float32_gradients(precision_as_before, architecture):
+    """Lesson: R1, path length and both losses pass through the hooks; the gradients are those of
+    float32 to within bfloat16's digits, and weights stay what they were stored as."""
     def low(G, D):
         machine.set_precision(G, D, "bf16")
-    exact, rounded = (tiny.gradients_of_a_step(train.training_step, change=change)
+    exact, rounded = (tiny.gradients_of_a_step(train.training_step, change=change,
+                                               architecture=architecture)
                       for change in (None, low))
     assert all(gradient.dtype == torch.float32 for gradient in rounded)
     misses = torch.tensor([((a - b).norm() / b.norm()).item() for a, b in zip(rounded, exact)])
@@ -225,11 +266,17 @@ def spy_backend(program, inputs):
     return aot_eager(program, inputs)
 
 
-@pytest.mark.parametrize("growth", ["fade", "morph"])
-def test_compiled_networks_have_the_same_gradients(growth):
+@pytest.mark.parametrize("kind", ["fade", "morph", "stylegan2"])
+def test_compiled_networks_have_the_same_gradients(kind, monkeypatch):
     """Lesson: torch.compile rewrites the program, its gradients included; that is to be checked.
-    (An activation that worked in place came out with wrong gradients, without a word.) Where R1
-    differentiates twice, which torch.compile cannot, D runs as it is written; a young block too."""
+    (An activation that worked in place came out with wrong gradients, without a word.) Where R1 or
+    path length differentiates twice, which torch.compile cannot, D and G run as they are written; a
+    young block too."""
+    def gradients(change, *share):
+        return tiny.gradients_of_a_step(
+            train.training_step, *share, change=change, resolution=8,
+            architecture="stylegan2" if kind == "stylegan2" else "stylegan")
+
     def compiled(G, D):
         torch.compiler.reset()
         spy_backend.calls = []
@@ -237,14 +284,23 @@ def test_compiled_networks_have_the_same_gradients(growth):
         return age(G, D)
 
     def age(G, D):
-        return morph.ripen(0.5, 8, G, D) if growth == "morph" else 0.5
-    written = tiny.gradients_of_a_step(train.training_step, change=age, resolution=8)
-    found = tiny.gradients_of_a_step(train.training_step, change=compiled, resolution=8)
-    torch.compiler.reset()
+        if kind == "morph":
+            return morph.ripen(0.5, 8, G, D)
+        return 0.5 if kind == "fade" else None
+    written, found = gradients(age), gradients(compiled)
     assert len(spy_backend.calls) >= 2                         # control: blocks were compiled
     assert max(relative(a, b) for a, b in zip(found, written)) < 1e-5
-    half = tiny.gradients_of_a_step(train.training_step, 0, 2, change=age, resolution=8)
+    half = gradients(age, 0, 2)
     assert max(relative(a, b) for a, b in zip(half, written)) > 0.01       # control
+    if kind == "stylegan2":            # control: compiled for path length, too, G cannot do it
+        monkeypatch.setattr(machine, "as_written", contextlib.nullcontext)
+        try:
+            wrong = gradients(compiled)
+        except RuntimeError as error:
+            assert "create_graph" in str(error) or "double backward" in str(error)
+        else:
+            assert max(relative(a, b) for a, b in zip(wrong, written)) > 0.01
+    torch.compiler.reset()
 
 
 def test_ds_blocks_run_as_written_for_r1_alone():
@@ -276,14 +332,32 @@ def test_ds_blocks_run_as_written_for_r1_alone():
     torch.compiler.reset()
 
 
+def test_as_written_holds_within_its_block():
+    """Lesson: what stands in it runs as it is written, and the next call outside is compiled, also
+    after an error."""
+    calls, x = [], torch.ones(3)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: 2 * x, backend=lambda program, inputs: (
+        calls.append(1) or program.forward))
+    with machine.as_written():
+        assert torch.equal(compiled(x), 2 * x)
+    with pytest.raises(KeyError), machine.as_written():
+        raise KeyError
+    assert calls == []
+    compiled(x)
+    assert calls == [1]                                        # control
+    torch.compiler.reset()
+
+
 # ---- 3. the team ----
 
 
-def _gradients_of_a_process(process, folder):
+def _gradients_of_a_process(process, folder, architecture):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=(folder / "meeting").as_uri(),
                                          rank=process, world_size=2)
-    torch.save(tiny.gradients_of_a_step(train.training_step, process, 2), folder / f"{process}.pt")
+    torch.save(tiny.gradients_of_a_step(train.training_step, process, 2, architecture=architecture),
+               folder / f"{process}.pt")
     team = machine.Team(torch.device("cpu"))
     layer = torch.nn.Linear(2, 2)
     layer.weight.data.fill_(process)
@@ -293,17 +367,21 @@ def _gradients_of_a_process(process, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_have_the_gradients_of_one(tmp_path):
+@pytest.mark.parametrize("architecture, buffers", [("stylegan", 1), ("stylegan2", 2)])
+def test_two_processes_have_the_gradients_of_one(architecture, buffers, tmp_path):
     """Lesson: averaging over processes is averaging over images; the groups of the minibatch
-    stddev are those of the whole batch, since each process takes every second image."""
-    torch.multiprocessing.spawn(_gradients_of_a_process, (tmp_path,), nprocs=2)
-    whole = tiny.gradients_of_a_step(train.training_step)
+    stddev are those of the whole batch, since each process takes every second image. w_avg and the
+    mean of path lengths are averaged, too."""
+    torch.multiprocessing.spawn(_gradients_of_a_process, (tmp_path, architecture), nprocs=2)
+    whole = tiny.gradients_of_a_step(train.training_step, architecture=architecture)
+    assert len(whole) > 20 and all(buffer.abs().max() > 0 for buffer in whole[-buffers:])
     first, second = (torch.load(tmp_path / f"{p}.pt", weights_only=True) for p in range(2))
     for ours, other, judge in zip(first, second, whole):
         assert torch.equal(ours, other) and relative(ours, judge) < 1e-5
     # Control: without the averaging, each has the gradients of its half.
-    half = tiny.gradients_of_a_step(train.training_step, 0, 2)
+    half = tiny.gradients_of_a_step(train.training_step, 0, 2, architecture=architecture)
     assert max(relative(a, b) for a, b in zip(half, whole)) > 0.01
+    assert min(relative(a, b) for a, b in zip(half[-buffers:], whole[-buffers:])) > 0.001
     # And both agree on the largest number, and have the weights of the first.
     for process in range(2):
         agreed, weight = torch.load(tmp_path / f"said{process}.pt", weights_only=True)
@@ -360,21 +438,33 @@ def test_no_memory_left_is_recognised():
 
 
 def test_the_rehearsal_names_what_it_did_not_try(monkeypatch):
-    """Lesson: by a clock that stands still but for the steps: seconds an image, R1 in every k-th
-    step only; a step too long for our patience ends it, and what was not tried is named."""
+    """Lesson: by a clock that stands still but for the steps: seconds an image, each penalty in
+    every k-th step only; a step too long for our patience ends it, and what was not tried is
+    named."""
     now, tried = [0.0], []
     monkeypatch.setattr(machine.time, "perf_counter", lambda: now[0])
 
-    def step(resolution, with_r1):
-        tried.append((resolution, with_r1))
-        now[0] += {4: 1.0, 8: 4.0, 16: 64.0, 32: 999.0}[resolution] * (2 if with_r1 else 1)
-    batch = {4: 8, 8: 8, 16: 8, 32: 4}
-    speeds, untried = machine.rehearse(step, [4, 8, 16, 32], batch, 4, lambda x: x, patience=30.0)
-    assert untried == [32] and not any(r == 32 for r, _ in tried)
+    def step(resolution, due):
+        tried.append((resolution, due))
+        now[0] += {4: 1.0, 8: 4.0, 16: 64.0, 32: 999.0}[resolution] * {None: 1, 0: 2, 1: 9}[due]
+    batch, all_four = {4: 8, 8: 8, 16: 8, 32: 4}, [4, 8, 16, 32]
+    speeds, untried = machine.rehearse(step, all_four, batch, [4], lambda x: x, patience=30.0)
+    assert untried == [32] and {due for _, due in tried} == {0, None}
+    assert not any(r == 32 for r, _ in tried)
     assert speeds == {4: 1.25 / 8, 8: 5 / 8, 16: 80 / 8, 32: 3 * 80 / 8}
     # The slowest process counts, and patience is the only reason to leave one out.
-    speeds, untried = machine.rehearse(step, [4, 8, 16, 32], batch, 4, lambda x: 2 * x, 1e9)
+    speeds, untried = machine.rehearse(step, all_four, batch, [4], lambda x: 2 * x, 1e9)
     assert untried == [] and speeds[32] == 2 * 999 * 1.25 / 4
+    # StyleGAN2 has a second penalty, 8 plain steps long here: 1/4 of the first, 1/16 of it.
+    speeds, _ = machine.rehearse(step, [8], batch, [4, 16], lambda x: x, patience=1e9)
+    assert speeds == {8: 4 * (1 + 1 / 4 + 8 / 16) / 8} and tried[-1] == (8, None)
+    # The first steps also warm up: where there is time, all are made twice, and plain ones thrice.
+    tried.clear()
+    machine.rehearse(step, [4], batch, [4, 16], lambda x: x, patience=1e9)
+    assert tried == [(4, due) for due in (0, 1, None, 0, 1, None, None)]
+    tried.clear()
+    machine.rehearse(step, [4], batch, [4, 16], lambda x: x, patience=30.0)        # control
+    assert tried == [(4, due) for due in (0, 1, None)]
 
 
 @LINUX

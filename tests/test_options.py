@@ -83,6 +83,11 @@ def test_a_bug_shows_its_traceback(error):
     (["--precision", "fp16"], "invalid choice: 'fp16'"),
     (["--channel-base", "4"], "leaves no channel"),
     (["--mixing-probability", "1.5"], "must be from 0 to 1"),
+    (["--architecture", "stylegan3"], "invalid choice: 'stylegan3'"),
+    (["--architecture", "stylegan2", "--growth", "morph"], "stylegan2 does not grow"),
+    (["--architecture", "stylegan2", "--initial-resolution", "8"], "stylegan2 does not grow"),
+    (["--path-weight", "2"], "--path-weight is for --architecture stylegan2"),
+    (["--path-interval", "0"], "0 must be a number, 1 or more"),
     (["--speed", "9"], "unrecognized arguments"),
     (["--data", "no/such/place"], "no/such/place: no such folder or .zip"),
     (["--resume", "no/such.pt"], "no/such.pt: no such file"),
@@ -109,20 +114,112 @@ def test_options_may_stand_in_a_file(tmp_path):
         "data": "C:\\Users\\me\\my photos#1", "batch": {4: 8, 8: 4}, "no_flip": True, "seed": 3}
 
 
-def test_every_situation_has_a_complete_set_of_options():
+SITUATIONS = [({}, CPU), ({}, GPU), ({"data": "x"}, CPU), ({"data": "x"}, GPU)]
+
+
+@pytest.mark.parametrize("architecture", [{}, {"architecture": "stylegan2"}])
+def test_every_situation_has_a_complete_set_of_options(architecture):
     sizes = set()
-    for typed, device in (({}, CPU), ({}, GPU), ({"data": "x"}, CPU), ({"data": "x"}, GPU)):
-        found, situation = options.complete_options(typed, device)
+    for typed, device in SITUATIONS:
+        found, situation = options.complete_options({**typed, **architecture}, device)
         again = options.parse_args(options.command_line(found).split()[2:])
         assert {**found, **again} == found                     # it can be typed, and is the same
         assert set(again) == {
             name for name, value in found.items() if value is not None and value is not False}
         sizes.add((situation, found["resolution"]))
+        repeated, _ = options.complete_options(again, device)  # settings.json's "repeat"
+        assert repeated == found
     assert {r for _, r in sizes} == {32, 64, 128, 1024} and len(sizes) == 4
     paper, _ = options.complete_options({"data": "x"}, GPU)
     assert [paper["batch"][2 ** k] for k in range(2, 11)] == [128, 128, 128, 64, 32, 16, 8, 4, 4]
     assert [paper["learning_rate"][2 ** k] for k in range(6, 11)] == [
         0.001, 0.0015, 0.002, 0.003, 0.003]
+
+
+def test_stylegan2_has_the_papers_settings_and_does_not_grow():
+    """Lesson: what --architecture stylegan2 changes by itself: one resolution from the first image
+    on, R1 in every 16th step, path length in every 4th with the weight 2; on a GPU the widths of
+    config F, its batch and its learning rate."""
+    for typed, device in SITUATIONS:
+        older, situation = options.complete_options(typed, device)
+        o, same = options.complete_options({**typed, "architecture": "stylegan2"}, device)
+        assert same == situation and o["resolution"] == older["resolution"]
+        assert (o["r1_interval"], o["path_interval"], o["path_weight"]) == (16, 4, 2.0)
+        assert o["initial_resolution"] == o["resolution"] and o["growth"] == "fade"
+        stages = train.plan_stages(o["initial_resolution"], o["resolution"],
+                                   options.growing_kimg(o), o["stabilize_kimg"])
+        assert stages == [(0, float("inf"), o["resolution"], False)]
+        assert older["path_weight"] == 0 and older["initial_resolution"] == 4          # controls
+        assert older["architecture"] == "stylegan"
+    assert situation == "your pictures on a GPU"
+    assert [o[name] for name in ("channel_base", "channel_max", "mapping_layers")] == [
+        16384, 512, 8]
+    assert (o["batch"][1024], o["learning_rate"][1024]) == (32, 0.002)
+    # Another resolution is the one it begins at, too.
+    o, _ = options.complete_options({"architecture": "stylegan2", "resolution": 64}, CPU)
+    assert o["initial_resolution"] == 64
+    # What is typed stands.
+    typed = {"architecture": "stylegan2", "path_weight": 0.0, "r1_interval": 1}
+    o, _ = options.complete_options(typed, CPU)
+    assert (o["path_weight"], o["r1_interval"]) == (0.0, 1)
+    # A batch that cannot be cut into 8 parts is cut into as many as can be, with any gamma.
+    for batch, processes, parts in ((32, 1, 8), (32, 8, 4), (12, 1, 4), (2, 2, 1)):
+        for more in ({}, {"r1_gamma": options.read_table("5")}):
+            o, _ = options.complete_options({
+                "architecture": "stylegan2", "data": "x", "batch": options.read_table(batch, int),
+                **more}, GPU, processes=processes)
+            assert o["accumulate"][1024] == parts
+
+
+def test_stylegan2_gets_its_gamma_by_the_published_heuristic(capsys, tmp_path, monkeypatch):
+    """Lesson: gamma = 0.0002 R^2 / batch (StyleGAN2-ADA): 6.55 for 1024 px and a batch of 32. It is
+    a number in the command that is printed; what is typed comes first."""
+    assert options.heuristic_gamma(1024, 32) == pytest.approx(6.5536)
+    assert options.heuristic_gamma(256, 64) == pytest.approx(0.2048)
+    for typed, device in SITUATIONS:
+        o, situation = options.complete_options({**typed, "architecture": "stylegan2"}, device)
+        r = o["resolution"]
+        tried = options.STYLEGAN2_PRESETS[situation].get("r1_gamma")
+        wanted = float(tried) if tried else 0.0002 * r ** 2 / o["batch"][r]
+        assert o["r1_gamma"][r] == o["r1_gamma"][4] == pytest.approx(wanted)
+    monkeypatch.chdir(tmp_path)
+    argv = ["--architecture", "stylegan2", "--resolution", "64", "--batch", "4:64,64:8", "--device",
+            "cpu", "--data", "photos"]
+    found, _ = options.read(argv)
+    assert found.r1_gamma[64] == pytest.approx(0.0002 * 64 ** 2 / 8)       # the batch at 64 px
+    assert "--r1-gamma 0.1024 " in capsys.readouterr().out
+    assert found.settings["architecture"] == "stylegan2"
+    typed, _ = options.read([*argv, "--r1-gamma", "7"])        # control
+    assert typed.r1_gamma[64] == 7 and "--r1-gamma 7 " in capsys.readouterr().out
+    assert options.complete_options({}, CPU)[0]["r1_gamma"][32] == 3       # StyleGAN: as it was
+
+
+def test_a_run_keeps_its_architecture():
+    """Lesson: a resumed run is what it was without being told, and cannot become the other; the
+    sentence is about what was typed. Runs of before StyleGAN2 came name none."""
+    old, new = (options.as_plain(options.complete_options(
+        {"architecture": name, "resolution": 16}, CPU)[0]) for name in ("stylegan", "stylegan2"))
+    for name in ("architecture", "path_weight", "path_interval"):
+        del old[name]
+    for resumed, architecture, other in ((old, "stylegan", "stylegan2"),
+                                         (new, "stylegan2", "stylegan")):
+        for typed in ({}, {"architecture": architecture}, {"learning_rate": {4: 0.001}}):
+            o, _ = options.complete_options(typed, CPU, resumed)
+            assert o["architecture"] == architecture           # controls
+        with pytest.raises(UserError, match=f"--architecture {other} differs from the "
+                                            f"checkpoint's {architecture}"):
+            options.complete_options({"architecture": other}, CPU, resumed)
+        with pytest.raises(UserError, match="--resolution 32 differs from the checkpoint's 16"):
+            options.complete_options({"resolution": 32}, CPU, resumed)
+    # The gamma of the run is a number in its checkpoint, and stays when the batch changes.
+    smaller = {"batch": options.read_table("4", int)}
+    assert options.complete_options(smaller, CPU, new)[0]["r1_gamma"] == (
+        options.complete_options({}, CPU, new)[0]["r1_gamma"])
+    for typed in ({"growth": "morph"}, {"initial_resolution": 8}):
+        with pytest.raises(UserError, match="stylegan2 does not grow"):
+            options.complete_options(typed, CPU, new)
+    with pytest.raises(UserError, match="--path-weight is for"):
+        options.complete_options({"path_weight": 1.0}, CPU, old)
 
 
 def test_convolutions_round_to_tf32_only_where_there_is_tf32():
@@ -179,3 +276,11 @@ def test_help_names_every_option_and_what_it_would_be():
         section = re.sub(r"\s+", " ", out.split(f"  {situation}:\n")[1])
         for name, value in preset.items():
             assert f"--{name.replace('_', '-')} {options.show(value)}" in section, (situation, name)
+    later = out.split("With --architecture stylegan2, instead (--r1-gamma is 0.0002 R^2 / ")[1]
+    for situation, preset in options.STYLEGAN2_PRESETS.items():
+        assert situation in options.PRESETS
+        section = re.sub(r"\s+", " ", later.split(f"  {situation}:\n")[1].split("\n  ")[0])
+        for name, value in {**options.STYLEGAN2, **preset}.items():
+            if name != "architecture" and value is not None:
+                flag = f"--{name.replace('_', '-')} {options.show(value)}"
+                assert flag in section, (situation, name)

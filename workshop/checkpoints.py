@@ -5,7 +5,7 @@ Needs:   torch. Importing this file reads no file, no argv, no clock.
 
 A checkpoint is one file, a plain dict of tensors, numbers and strings:
   format          1
-  architecture    "stylegan"
+  architecture    "stylegan" or "stylegan2"
   settings        what `make_generator` and `make_discriminator` need
   generator_ema   state dict; all that pictures need, a file may hold nothing more
   generator, discriminator, optimizer_g, optimizer_d, progress, options, samples
@@ -16,6 +16,7 @@ is a program: loading a stranger's file the old way runs it. weights_only admits
 containers and refuses everything else.
 """
 
+import math
 import os
 import pathlib
 import zipfile
@@ -50,7 +51,8 @@ def save_checkpoint(path, checkpoint):
     try:
         with open(temporary, "wb") as file:
             try:
-                torch.save({"format": FORMAT, "architecture": "stylegan", **checkpoint}, file)
+                architecture = checkpoint["settings"].get("architecture", "stylegan")
+                torch.save({"format": FORMAT, "architecture": architecture, **checkpoint}, file)
             except RuntimeError as error:                      # what torch makes of a full disk
                 reason = str(error).splitlines()[0]
                 raise OSError(f"{path}: cannot be written; full disk? ({reason})") from error
@@ -88,15 +90,21 @@ def load_checkpoint(path):
     if checkpoint["format"] > FORMAT:
         raise CheckpointError(f"{path}: format {checkpoint['format']} is newer than this program, "
                               f"which reads up to {FORMAT}; update it")
-    if checkpoint.get("architecture") != "stylegan":
-        raise CheckpointError(f"{path}: holds a {checkpoint.get('architecture')!r} network, "
-                              f"this program reads \"stylegan\"")
-    settings = checkpoint.get("settings")
+    architecture, settings = checkpoint.get("architecture"), checkpoint.get("settings")
+    if architecture not in ("stylegan", "stylegan2"):
+        raise CheckpointError(f"{path}: holds a {architecture!r} network, this program reads "
+                              f"\"stylegan\" and \"stylegan2\"")
     if not isinstance(settings, dict) or any(
             not isinstance(settings.get(key), int) or settings[key] < 1
             for key in models.SETTINGS) or settings["mapping_layers"] > 1000:
         raise CheckpointError(f"{path}: its settings are incomplete or impossible "
                               f"({', '.join(models.SETTINGS)})")
+    # Before there was StyleGAN2, settings did not name the architecture.
+    if settings.setdefault("architecture", architecture) != architecture:
+        raise CheckpointError(f"{path}: its settings are of another architecture")
+    limit = settings.get("conv_clamp")
+    if limit is not None and not (type(limit) in (int, float) and 0 < limit < math.inf):
+        raise CheckpointError(f"{path}: its settings have an impossible conv_clamp")
     if "generator_ema" not in checkpoint:
         raise CheckpointError(f"{path}: holds no generator_ema")
     # On the meta device a network has names and shapes but no memory. So settings that claim a

@@ -189,6 +189,21 @@ def _compiled_again(D, inputs, scores):
     torch.compiler.set_stance("default")
 
 
+@contextlib.contextmanager
+def as_written():
+    """Within the block nothing is compiled: for what is to be differentiated twice.
+
+    Why:    torch.compile makes programs for the first derivative. For the second, some versions of
+            PyTorch raise an error, and some have left terms out without a word.
+    Proved: tests/test_machine.py::test_compiled_networks_have_the_same_gradients
+    """
+    torch.compiler.set_stance("force_eager")
+    try:
+        yield
+    finally:
+        torch.compiler.set_stance("default")
+
+
 # ---- 3. The team -----------------------------------------------------------------------------
 #
 # torchrun starts this program several times. All do the same, each with its part of every batch;
@@ -382,19 +397,21 @@ def progress_bar(iterable=None, **options):
     return tqdm(iterable, **{"disable": None, "leave": False, **options})
 
 
-def rehearse(step, resolutions, batch, r1_interval, agreed, patience=20.0):
+def rehearse(step, resolutions, batch, intervals, agreed, patience=20.0):
     """({resolution: seconds an image}, resolutions that were not tried), from a few steps at each.
 
     Why:    a run of days should say so at its start, and should run out of memory now, not when it
             reaches its last resolution. But once a step is expected to take longer than `patience`
             seconds, larger resolutions are guessed at 3 times the one below, and named.
-    step:   step(resolution, with_r1) makes one step, on copies, and waits for its end.
+    step:   step(resolution, due) makes one step, on copies, and waits for its end; with the penalty
+            number `due`, or with none of them if due is None.
+    intervals: [k, ...], a penalty is due in every k-th step.
     agreed: `Team.agreed`: the slowest of several processes counts.
     Proved: tests/test_machine.py::test_the_rehearsal_names_what_it_did_not_try
     """
-    def seconds(resolution, with_r1):
+    def seconds(resolution, due=None):
         started = time.perf_counter()
-        step(resolution, with_r1)
+        step(resolution, due)
         return agreed(time.perf_counter() - started)
 
     speeds, untried = {}, []
@@ -403,10 +420,11 @@ def rehearse(step, resolutions, batch, r1_interval, agreed, patience=20.0):
             speeds[r] = 3 * speeds[max(speeds)]
             untried.append(r)
             continue
-        with_r1, without = seconds(r, True), seconds(r, False)
-        if with_r1 < patience / 10:                            # the first steps also warm up
-            with_r1, without = seconds(r, True), min(seconds(r, False), seconds(r, False))
-        speeds[r] = (without + (with_r1 - without) / r1_interval) / batch[r]
+        rare, plain = [seconds(r, due) for due in range(len(intervals))], seconds(r)
+        if max(rare) < patience / 10:                          # the first steps also warm up
+            rare = [seconds(r, due) for due in range(len(intervals))]
+            plain = min(seconds(r), seconds(r))
+        speeds[r] = (plain + sum((t - plain) / k for t, k in zip(rare, intervals))) / batch[r]
     return speeds, untried
 
 

@@ -118,10 +118,11 @@ def fail(program, message, code=2):
 
 # Defaults that hold in every situation ...
 ALWAYS = dict(
-    initial_resolution=4, growth="fade", morph_kimg="20", r1_interval=1, styles_to_mix=2,
-    mixing_probability=0.9, seed=0, no_flip=False, allow_upsampling=False, max_bad=1.0,
-    cache="cache", data=None, accumulate="1", precision="fp32", compile=False, evaluate_kimg=None,
-    evaluate_metrics="duality_gap", evaluate_features="inception", evaluate_images=2048)
+    architecture="stylegan", initial_resolution=4, growth="fade", morph_kimg="20", r1_interval=1,
+    path_weight=0.0, path_interval=4, styles_to_mix=2, mixing_probability=0.9, seed=0,
+    no_flip=False, allow_upsampling=False, max_bad=1.0, cache="cache", data=None, accumulate="1",
+    precision="fp32", compile=False, evaluate_kimg=None, evaluate_metrics="duality_gap",
+    evaluate_features="inception", evaluate_images=2048)
 
 # ... and those that depend on what there is. Every value can be overridden on the command line.
 PRESETS = {
@@ -164,6 +165,31 @@ PRESETS = {
 }
 
 
+# What --architecture stylegan2 changes in all of them, and in each. Intervals and weight are the
+# paper's (appendix B). Nothing grows, so there is one resolution. r1_gamma None: by
+# `heuristic_gamma`.
+STYLEGAN2 = dict(architecture="stylegan2", path_weight=2.0, path_interval=4, r1_interval=16,
+                 r1_gamma=None)
+STYLEGAN2_PRESETS = {
+    # About as many minutes as StyleGAN takes there. Its gamma was tried: docs/results.md.
+    "painted faces on a CPU": dict(batch="16", r1_gamma="2", total_kimg=100.0),
+    "painted faces on a GPU": dict(channel_base=8192, batch="32", learning_rate="0.002"),
+    "your pictures on a CPU": dict(batch="16"),
+    # [MACHINE] 1 GPU with 16 GB or more (not measured): 4 images at a time, 8 times a step.
+    "your pictures on a GPU": dict(channel_base=16384, batch="32", accumulate="8",
+                                   learning_rate="0.002"),
+}
+
+
+def heuristic_gamma(resolution, batch):
+    """--r1-gamma where nobody has tried: 0.0002 R^2 / batch.
+
+    Paper:  Karras et al. 2020, StyleGAN2-ADA (arXiv 2006.06676), appendix C.
+    Proved: tests/test_options.py::test_stylegan2_gets_its_gamma_by_the_published_heuristic
+    """
+    return 0.0002 * resolution ** 2 / batch
+
+
 class OptionsParser(OneLineParser):
     """The parser of train.py, which can also take options from a file."""
 
@@ -190,7 +216,13 @@ def parse_args(argv=None):
                "What is not given is chosen by situation:\n" + "\n".join(
                    f"  {name}:\n    " + " ".join(f"--{k.replace('_', '-')} {show(v)}"
                                                  for k, v in preset.items())
-                   for name, preset in PRESETS.items()))
+                   for name, preset in PRESETS.items()) +
+               "\n\nWith --architecture stylegan2, instead (--r1-gamma is 0.0002 R^2 / batch):\n"
+               + "\n".join(f"  {name}:\n    " + " ".join(
+                   f"--{k.replace('_', '-')} {show(v)}"
+                   for k, v in {**STYLEGAN2, **preset}.items()
+                   if k != "architecture" and v is not None)
+                   for name, preset in STYLEGAN2_PRESETS.items()))
     counts, amounts = number_from(1), number_from(0, float)
     group = parser.add_argument_group("pictures")
     group.add_argument("--data", metavar="PATH", help="a folder, searched recursively, or a .zip")
@@ -221,8 +253,11 @@ def parse_args(argv=None):
     group.add_argument("--batch", type=table_of(int), metavar="TABLE",
                        help="images a step (official, one GPU: 128 at 4 px to 4 at 1024 px)")
     group = parser.add_argument_group("networks")
+    group.add_argument("--architecture", choices=("stylegan", "stylegan2"),
+                       help="StyleGAN (default), or StyleGAN2, which does not grow")
     group.add_argument("--channel-base", type=counts, metavar="N",
-                       help="channels = min(2 * base / resolution, max) (paper: 8192)")
+                       help="channels = min(2 * base / resolution, max) (papers: 8192; "
+                       "StyleGAN2: 16384)")
     group.add_argument("--channel-max", type=counts, metavar="N", help="(paper: 512)")
     group.add_argument("--latent-dim", type=counts, metavar="N", help="size of z (paper: 512)")
     group.add_argument("--style-dim", type=counts, metavar="N", help="size of w (paper: 512)")
@@ -236,6 +271,10 @@ def parse_args(argv=None):
                        help="weight of the R1 penalty, as seen at the final resolution (paper: 10)")
     group.add_argument("--r1-interval", type=counts, metavar="K",
                        help="compute R1 in every K-th step only, K times as strong (paper: 1)")
+    group.add_argument("--path-weight", type=amounts, metavar="WEIGHT",
+                       help="of StyleGAN2's path length penalty; 0: none (paper: 2)")
+    group.add_argument("--path-interval", type=counts, metavar="K",
+                       help="compute it in every K-th step only, K times as strong (paper: 4)")
     group.add_argument("--styles-to-mix", type=counts, metavar="K",
                        help="styles mixed in one image (default 2, as the paper)")
     group.add_argument("--mixing-probability", type=number_from(0, float, 1), metavar="P",
@@ -287,6 +326,9 @@ def complete_options(typed, device, resumed=None, processes=1):
         situation = ("your pictures" if "data" in typed else "painted faces") + (
             " on a CPU" if device.type == "cpu" else " on a GPU")
         base = {**ALWAYS, **PRESETS[situation]}
+        if typed.get("architecture") == "stylegan2":
+            base |= {**STYLEGAN2, **STYLEGAN2_PRESETS[situation]}
+            base["initial_resolution"] = typed.get("resolution", base["resolution"])
         base["workers"] = min(base["workers"], machine.cores())
         if device.type == "cuda":
             base["precision"] = "tf32"
@@ -299,6 +341,13 @@ def complete_options(typed, device, resumed=None, processes=1):
                        ("stabilize_kimg", float)):
         if isinstance(options[name], str):
             options[name] = read_table(options[name], kind)
+    if options["architecture"] == "stylegan2":
+        batch = max(1, options["batch"][options["resolution"]])
+        if options["r1_gamma"] is None:                        # new, or imported
+            options["r1_gamma"] = Table({4: heuristic_gamma(options["resolution"], batch)})
+        if resumed is None and "accumulate" not in typed:      # no more parts than can be
+            options["accumulate"] = Table({4: math.gcd(max(1, batch // processes),
+                                                       options["accumulate"][4])})
     if options["data"] == "":
         raise UserError("--data: an empty path")
     for name in ("resolution", "initial_resolution"):
@@ -309,6 +358,21 @@ def complete_options(typed, device, resumed=None, processes=1):
     if options["initial_resolution"] > options["resolution"]:
         raise UserError(f"--initial-resolution {options['initial_resolution']} is larger than "
                          f"--resolution {options['resolution']}")
+    if resumed is not None:
+        for name in ("architecture", *models.SETTINGS):
+            if options[name] != base[name]:
+                raise UserError(f"--{name.replace('_', '-')} {options[name]} differs from the "
+                                 f"checkpoint's {base[name]}; a network keeps its shape "
+                                 f"(convert_resolution.py changes the resolution)")
+    if options["architecture"] == "stylegan2":
+        if options["initial_resolution"] < options["resolution"] or options["growth"] != "fade":
+            raise UserError("--architecture stylegan2 does not grow; leave --initial-resolution "
+                            "and --growth out")
+    elif options["path_weight"]:
+        raise UserError("--path-weight is for --architecture stylegan2")
+    if resumed is not None and options["growth"] != base["growth"]:
+        raise UserError(f"--growth {options['growth']}: the checkpoint grows the other way "
+                        f"(python morph.py CHECKPOINT makes one that is morphed)")
     if 2 * options["channel_base"] < options["resolution"]:
         raise UserError(f"--channel-base {options['channel_base']} leaves no channel at "
                          f"{options['resolution']} px; it must be at least "
@@ -334,15 +398,6 @@ def complete_options(typed, device, resumed=None, processes=1):
         if batch % (processes * accumulate) and r >= options["initial_resolution"]:
             raise UserError(f"--batch {batch} at {r} px cannot be divided by {processes} "
                              f"processes times --accumulate {accumulate}")
-    if resumed is not None:
-        if options["growth"] != base["growth"]:
-            raise UserError(f"--growth {options['growth']}: the checkpoint grows the other way "
-                             f"(python morph.py CHECKPOINT makes one that is morphed)")
-        for name in models.SETTINGS:
-            if options[name] != resumed[name]:
-                raise UserError(f"--{name.replace('_', '-')} {options[name]} differs from the "
-                                 f"checkpoint's {resumed[name]}; a network keeps its shape "
-                                 f"(convert_resolution.py changes the resolution)")
     return options, situation
 
 
@@ -423,5 +478,6 @@ def read(argv=None):
     team.say(f"{situation}: " + command.removeprefix("python train.py "))
     return argparse.Namespace(
         **options, device=device, resume=resume, out=out, interrupted=interrupted,
-        settings={name: options[name] for name in models.SETTINGS},
+        settings=checkpoint["settings"] if checkpoint else {
+            name: options[name] for name in ("architecture", *models.SETTINGS)},
         growing_kimg=growing_kimg(options), typed=as_plain(options), command=command), checkpoint
