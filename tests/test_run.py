@@ -49,7 +49,9 @@ def test_a_grid_has_the_final_size_from_the_start():
     G = tiny.networks()[0].eval()
     o = types.SimpleNamespace(resolution=16, seed=3, styles_to_mix=2, latent_dim=8)
     samples = run.new_samples(o)
-    grid = run.sample_grid(G, samples, 8, 0.5, torch.device("cpu"))
+    images = run.sample_images(G, samples, 8, 0.5, torch.device("cpu"))
+    assert images.shape == (48, 3, 8, 8)
+    grid = run.as_grid(images, samples["columns"], 16)
     assert grid.shape == (6 * 16, 8 * 16, 3) and grid.dtype == np.uint8
     one = G(samples["z"][42:43], samples["style_index"][42:43], noise_mode="const", resolution=8,
             alpha=0.5)                                         # row 5, place 2
@@ -411,28 +413,30 @@ def explode(monkeypatch, at, how):
     monkeypatch.setattr(train, "generator_loss", loss)
 
 
-@pytest.mark.parametrize("how, checkpoint_kimg, last_good", [("loss", "0.07", 18),
-                                                             ("gradient", "0.208", 13)])
+@pytest.mark.parametrize("how, at, checkpoint_kimg, last_good, last_line", [
+    ("loss", 26, "0.07", 18, 200), ("gradient", 26, "0.208", 13, 200),
+    ("gradient", 25, "0.07", 18, 152)])
 def test_a_run_that_explodes_stops_and_keeps_the_last_good_checkpoint(
-        how, checkpoint_kimg, last_good, photos, tmp_path, capsys, monkeypatch):
+        how, at, checkpoint_kimg, last_good, last_line, photos, tmp_path, capsys, monkeypatch):
     """Lesson: NaN spreads to all weights in one step; a checkpoint written then is no use. Either
     a loss is NaN in step 26, at 208 images, and the run stops there, though nothing would be kept
-    before 216. Or all losses are finite, but not the weights, in a step that is to be kept."""
+    before 216. Or all losses are finite, but not the weights, in a step that is to be kept, or to
+    be measured and shown, as step 25 is."""
     monkeypatch.chdir(tmp_path)
     tiny.no_rehearsal(monkeypatch)
-    explode(monkeypatch, 26, how)
+    explode(monkeypatch, at, how)
     assert train.main(["--data", str(photos), *tiny.RUN, "--checkpoint-kimg", checkpoint_kimg,
                        "--out", "run"]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    for word in ("step 26,", "0.208 kimg", "8 px", "alpha", "no longer finite", "--learning-rate",
+    for word in (f"step {at},", f"{at * 8 / 1000} kimg", "8 px", "alpha", "no longer finite", "--learning-rate",
                  f"{pathlib.Path('run/checkpoint.pt')} is from before that"):
         assert word in said, said
     kept = checkpoints.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     assert kept["progress"]["step"] == last_good
     for part in ("generator", "discriminator", "generator_ema"):
         assert all(tensor.isfinite().all() for tensor in kept[part].values())
-    assert tiny.log_of(tmp_path / "run")[-1]["nimg"] == 200
+    assert tiny.log_of(tmp_path / "run")[-1]["nimg"] == last_line
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(photos, tmp_path, capsys, monkeypatch):

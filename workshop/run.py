@@ -26,10 +26,12 @@ from PIL import Image
 
 import stylegan_dataloader as data
 import stylegan_models as models
-from workshop import UserError, checkpoints, machine, options
+from workshop import UserError, checkpoints, machine, options, variety
 
-# What a step returns: means over its batch. loss_d without R1; d_real, d_fake: mean scores.
-LOGGED = ("loss_d", "loss_g", "d_real", "d_fake", "r1")
+# What a step returns: means over its batch. loss_d, loss_g without penalties; d_real, d_fake: mean
+# scores. r1_steps, path_steps: 1 if the penalties before them were due in this step.
+LOGGED = ("loss_d", "loss_g", "d_real", "d_fake", "r1", "r1_steps",
+          "path_length", "path_penalty", "path_steps")
 
 
 # ---- 1. The sample grid ----------------------------------------------------------------------
@@ -53,21 +55,21 @@ def new_samples(o):
 
 
 @torch.no_grad()
-def sample_grid(G_ema, samples, resolution, alpha, device):
-    """The grid as uint8 [rows*R, columns*R, 3], R the final resolution: small stages enlarged."""
-    enlarge = G_ema.synthesis.resolution // resolution
+def sample_images(G_ema, samples, resolution, alpha, device):
+    """The pictures of the grid as they are: float [n, 3, r, r] on the CPU, r the stage's size."""
     columns, images = samples["columns"], []                   # a row at a time: little memory
     for z, rows in zip(samples["z"].split(columns), samples["style_index"].split(columns)):
-        small = G_ema(z.to(device), rows.to(device), noise_mode="const",
-                      resolution=resolution, alpha=alpha)
-        images.append(F.interpolate(small, scale_factor=enlarge, mode="nearest").cpu())
-    return as_grid(torch.cat(images), columns)
+        images.append(G_ema(z.to(device), rows.to(device), noise_mode="const",
+                            resolution=resolution, alpha=alpha).cpu())
+    return torch.cat(images)
 
 
-def as_grid(images, columns):
-    """float [n, 3, R, R] -> uint8 array [rows*R, columns*R, 3]."""
+def as_grid(images, columns, resolution):
+    """float [n, 3, r, r] -> uint8 array [rows*R, columns*R, 3], R the final resolution: small
+    stages enlarged."""
     from torchvision.utils import make_grid                    # slow to import, so not on top
-    return data.to_pixels(make_grid(images, nrow=columns, padding=0)[None])[0].numpy()
+    large = F.interpolate(images, scale_factor=resolution // images.shape[-1], mode="nearest")
+    return data.to_pixels(make_grid(large, nrow=columns, padding=0)[None])[0].numpy()
 
 
 # ---- 2. Time ---------------------------------------------------------------------------------
@@ -182,9 +184,10 @@ class Run:
         self.G, self.D, self.G_ema, self.G_opt, self.D_opt = G, D, G_ema, G_opt, D_opt
         self.total = round(1000 * o.total_kimg)
         self.stopped = self.failed = False
-        self.sums = torch.zeros(len(LOGGED) + 1, device=o.device)      # since the last tick
+        self.sums = torch.zeros(len(LOGGED), device=o.device)          # since the last tick
         self.steps_since_tick = 0
         self.samples = new_samples(o)
+        self.real_distances, self.collapsed = {}, False        # of the last status line
         self.folder = self.board = self.measure = None
 
     def start(self, checkpoint, training_step):
@@ -224,8 +227,10 @@ class Run:
         load_adam(self.G_opt, checkpoint["optimizer_g"])
         load_adam(self.D_opt, checkpoint["optimizer_d"])
         self.samples = checkpoint["samples"]
-        self.sums = progress["sums"].to(self.o.device)
+        sums = progress["sums"]                        # there were fewer before StyleGAN2 came
+        self.sums[:len(sums)] = sums.to(self.o.device)
         self.steps_since_tick = progress["steps_since_tick"]
+        self.collapsed = progress.get("collapsed", False)      # older files do not say
         before = None
         if progress["resolution"] is not None:
             before = progress["resolution"], progress["phase"] != "stabilize"
@@ -240,21 +245,24 @@ class Run:
         # One call for all four, so that the copied Adams hold the weights of the copied networks.
         copies = copy.deepcopy((self.G, self.D, self.G_opt, self.D_opt))
 
-        def step(r, with_r1):
+        def step(r, due):
             n = o.batch[r] // team.processes
             reals = data.to_images(torch.zeros(n, r, r, 3, dtype=torch.uint8), o.device)
             reals.uniform_(-1, 1)
             z = torch.randn(2, n, o.styles_to_mix, o.latent_dim, device=o.device)
             mixes = torch.zeros(2, n, models.num_style_layers(r), dtype=torch.long, device=o.device)
             # alpha 0.5: two ways out of G and into D at once, the most that a step has to do.
-            training_step(*copies, reals, z, mixes, 0.5, 1.0 if with_r1 else None, o.accumulate[r],
-                          team).tolist()                       # .tolist() waits for a GPU
+            # .tolist() waits for a GPU.
+            alpha = 0.5 if o.initial_resolution < o.resolution else 1.0
+            training_step(*copies, reals, z, mixes, alpha, 1.0 if due == 0 else None,
+                          1.0 if due == 1 else None, o.accumulate[r], team).tolist()
 
         reached = [stage.resolution for stage in self.stages
                    if nimg < stage.end and stage.start < self.total]
         try:
-            self.speeds, untried = machine.rehearse(step, sorted(set(reached)), o.batch,
-                                                    o.r1_interval, team.agreed)
+            intervals = [o.r1_interval] + [o.path_interval] * bool(o.path_weight)
+            self.speeds, untried = machine.rehearse(step, sorted(set(reached)), o.batch, intervals,
+                                                    team.agreed)
         except (RuntimeError, MemoryError) as error:
             if not machine.out_of_memory(error):
                 raise
@@ -289,7 +297,7 @@ class Run:
         self.board = SummaryWriter(self.folder, purge_step=nimg + 1)   # forget later curves, too
         finals = self.pictures.dataset(o.resolution)
         reals = data.to_images(finals.__getitems__(range(len(self.samples["z"]))))
-        Image.fromarray(as_grid(reals, self.samples["columns"])).save(
+        Image.fromarray(as_grid(reals, self.samples["columns"], o.resolution)).save(
             self.folder / "samples" / "reals.png")
 
     def after_step(self, nimg, step, stage, alpha, grown, said):
@@ -313,17 +321,19 @@ class Run:
 
         # Only here does the CPU wait for a GPU. On a CPU, asking in every step costs nothing.
         if tick or show or keep or o.device.type == "cpu":
-            self._stop_if_not_finite(weights=keep)
+            self._stop_if_not_finite(weights=tick or show or keep)
         if self.failed:
             return
         if tick or keep:
             team.mean(self.sums)                               # each saw its part of the images
         if team.chief:
             self._move_bar()
+            if tick or show:
+                images = sample_images(self.G_ema, self.samples, stage.resolution, alpha, o.device)
             if tick:
-                self._tick()
+                self._tick(*self._distances(images, alpha))
             if show:
-                grid = sample_grid(self.G_ema, self.samples, stage.resolution, alpha, o.device)
+                grid = as_grid(images, self.samples["columns"], o.resolution)
                 Image.fromarray(grid).save(self.folder / "samples" / f"{nimg:09d}.png")
                 self.board.add_image("samples", grid, nimg, dataformats="HWC")
         if tick:
@@ -336,7 +346,7 @@ class Run:
     def _stop_if_not_finite(self, weights):
         """`stopped` and `failed`, in all processes, if a loss is infinite or NaN in one of them.
 
-        weights: look at the weights, too, since they are going to be kept.
+        weights: look at the weights, too, since they are going to be kept, or used for pictures.
         Proved: tests/test_run.py::test_a_run_that_explodes_stops_and_keeps_the_last_good_checkpoint
         """
         tensors = [self.sums]
@@ -356,13 +366,33 @@ class Run:
                                  f"{self.left} left", refresh=False)
         self.bar.update(self.nimg / 1000 - self.bar.n)
 
-    def _tick(self):
-        """A line in log.jsonl, on the screen, and in TensorBoard."""
-        *means, r1_steps = self.sums.tolist()
+    def _distances(self, images, alpha):
+        """The mean distance of the samples, and that of the first real pictures: as many (or all
+        there are), of this size, and as sharp as D has just been shown them.
+
+        Proved: tests/test_variety.py::test_samples_are_compared_with_what_d_is_shown
+        """
+        r = self.stage.resolution
+        if (r, alpha) not in self.real_distances:
+            reals = self.pictures.dataset(r)
+            reals = data.to_images(reals.__getitems__(range(min(len(images), len(reals)))))
+            self.real_distances[r, alpha] = variety.mean_distance(data.fade_reals(reals, alpha))
+        return variety.mean_distance(images), self.real_distances[r, alpha]
+
+    def _tick(self, samples, reals):
+        """A line in log.jsonl, on the screen, and in TensorBoard; a collapse is said once.
+
+        samples, reals: how far they are apart, as `_distances` gives it.
+        """
+        sums = dict(zip(LOGGED, self.sums.tolist()))
         line = {"nimg": self.nimg, "step": self.step, "resolution": self.stage.resolution,
                 "phase": self._phase(), "alpha": self.grown,
-                **{key: value / self.steps_since_tick for key, value in zip(LOGGED, means)}}
-        line["r1"] = means[-1] / r1_steps if r1_steps else None
+                **{key: sums[key] / self.steps_since_tick for key in LOGGED[:4]}}
+        line["r1"] = sums["r1"] / sums["r1_steps"] if sums["r1_steps"] else None
+        if self.o.path_weight:
+            for key in ("path_length", "path_penalty"):
+                line[key] = sums[key] / sums["path_steps"] if sums["path_steps"] else None
+        line["sample_distance"], line["real_distance"] = samples, reals
         line["images_per_second"], line["seconds_per_kimg"] = self.rate, 1000 / self.rate
         line["peak_memory_mb"] = machine.peak_memory_mb(self.o.device)
         with open(self.folder / "log.jsonl", "a") as log:
@@ -370,10 +400,17 @@ class Run:
         for key, value in line.items():
             if isinstance(value, (int, float)) and key != "nimg":
                 self.board.add_scalar(key, value, self.nimg)
-        self._write(f"{self.nimg / 1000:8.1f} kimg  {line['resolution']:4d} px {line['phase']:9s} "
-                    f"alpha {self.grown:.2f}  loss D {line['loss_d']:.3f} G {line['loss_g']:.3f}  "
-                    f"D(real) {line['d_real']:+.2f} D(fake) {line['d_fake']:+.2f}  "
-                    f"{self.rate:6.1f} images/s, {self.left} left")
+        phase = line["phase"] + f" {self.grown:.2f}" * self.stage.growing
+        self._write(f"{self.nimg / 1000:7.1f} kimg {line['resolution']:4d} px {phase:10s}  "
+                    f"loss D {line['loss_d']:.2f} G {line['loss_g']:.2f}  "
+                    f"real {line['d_real']:+.2f} fake {line['d_fake']:+.2f}  "
+                    f"variety {samples:.2f} of {reals:.2f}  "
+                    f"{self.rate:.4g} images/s, {self.left} left")
+        before, self.collapsed = self.collapsed, variety.is_collapse(samples, reals, self.collapsed)
+        if self.collapsed and not before:
+            older = [path for r in models.resolutions_up_to(self.stage.resolution)
+                     if (path := self.folder / f"checkpoint-{r}.pt").exists()]
+            self._write(variety.accusation(samples, reals, self.o, self.stage.resolution, older))
         self.tick_started, self.nimg_at_tick = self.now, self.nimg
 
     def _keep(self, finished):
@@ -386,6 +423,7 @@ class Run:
             "progress": {"nimg": self.nimg, "step": self.step,
                          "resolution": self.stage.resolution, "phase": self._phase(),
                          "alpha": self.grown, "steps_since_tick": self.steps_since_tick,
+                         "collapsed": self.collapsed,
                          "sums": self.sums, "pictures": self.pictures.source.stamp,
                          "split": self.pictures.split}}
         try:

@@ -1,0 +1,65 @@
+"""variety.py: how far apart are pictures, and has a generator collapsed?   (workshop)
+
+Used by: run.py, for every status line.
+Needs:   torch. Importing this file reads no file, no argv, no clock.
+
+A collapsed G makes nearly one picture of all z. Nothing in its loss forbids that: D scores picture
+by picture, and the one that misleads D best would do for all z. Against it stands the minibatch
+standard deviation (ProGAN, section 3), by which D sees how alike the pictures of a batch are.
+"""
+
+import torch
+
+from workshop import options
+
+# In parts of the distance of real pictures. Measured: the default run (painted faces, 4 to 32 px)
+# never had less than 0.8, also while blocks faded in, and 0.99 at its end; StyleGAN2 at 16 px had
+# 0.7 or more. At 0.3 one sees that all faces are one (python train.py --resolution 8
+# --initial-resolution 8 --batch 1 --r1-gamma 0 --learning-rate 0.01, after 10 kimg).
+COLLAPSED, RECOVERED = 1 / 3, 1 / 2
+
+
+def mean_distance(images):
+    """How far two of the images are apart: root mean square over pixels, mean over all pairs.
+
+    Why:    not the root mean square over the pairs, too: one odd picture beside 47 that are alike
+            would keep 20 % of the distance then. So it keeps 4 %.
+    Shapes: images [n, 3, R, R] -> a number; 0 for a single image.
+    Units:  of pixel values, clipped to [-1, 1] as in a picture: black and white are 2 apart.
+    Differs: noise does not count if it is the same for all images (`noise_mode="const"`). In
+            pictures of sand or grass it would be most of what differs, and G seems poor.
+    Proved: tests/test_variety.py::test_the_distance_is_the_mean_over_all_pairs,
+            ::test_one_odd_picture_is_not_variety
+    """
+    values = images.clamp(-1, 1).flatten(1)                                # [n, 3 R R]
+    distances = torch.pdist(values) / values.shape[1] ** 0.5               # [n (n - 1) / 2]
+    return distances.mean().item() if len(distances) else 0.0
+
+
+def is_collapse(samples, reals, before):
+    """Are samples, `samples` apart, so much more alike than reals, `reals` apart, that G collapsed?
+
+    before: was it so at the last status line. Then it lasts until they are half as far apart as
+            the reals, or a value beside the limit would be a collapse again and again.
+    Why:    a young G needs no allowance: at random weights its pictures are farther apart than
+            real ones. So a small distance has always been a larger one.
+            Proved: tests/test_variety.py::test_a_new_generator_has_not_collapsed
+    Differs: from mode collapse, of which this is the last stage. A G that makes k pictures in turn
+            keeps 1 - 1/k of the distance: half of it for two, which is not noticed here. Recall
+            (evaluate.py) notices.
+            Proved: tests/test_variety.py::test_two_pictures_in_turn_keep_half_of_the_distance
+    """
+    return samples < reals * (RECOVERED if before else COLLAPSED)
+
+
+def accusation(samples, reals, o, resolution, older):
+    """Two lines that call a collapse by name and say what to try. older: checkpoints to go on from.
+
+    Proved: tests/test_variety.py::test_a_run_that_collapses_is_told_once_what_to_try
+    """
+    r1_gamma, learning_rate, batch = (options.show(table[resolution])
+                                      for table in (o.r1_gamma, o.learning_rate, o.batch))
+    again = "start again" + "".join(f", or resume {path}" for path in older[-1:])
+    return (f"collapse: G makes nearly one picture of all z. Two samples are {samples:.2f} apart, "
+            f"two real pictures {reals:.2f}.\n  To try: {again}, with --r1-gamma above {r1_gamma}, "
+            f"--learning-rate below {learning_rate}, or --batch above {batch}.")
