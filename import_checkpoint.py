@@ -6,333 +6,60 @@
     python generate.py tiny.pt samples --seeds 0-7
 
 Read before: stylegan_models.py, generate.py.     Read next: tests/test_import_checkpoint.py
-Paper:   Karras et al. 2019 (arXiv 1812.04948); the files: github.com/NVlabs/stylegan, "Pre-trained
-         networks", and what other people trained with that code.
+Papers:  Karras et al. 2019 (arXiv 1812.04948) and 2020 (arXiv 1912.04958). The files: the
+         "pre-trained networks" of NVlabs/stylegan, stylegan2, stylegan2-ada-pytorch and stylegan3
+         on github.com (of the last, its StyleGAN2), and what others trained with that code.
 Needs:   torch, numpy, Pillow. No TensorFlow, no internet, any device.
 Letters: R resolution; lod, "level of detail": the official count of resolutions from the largest,
          which is 0, downwards. 1.6 lies between 2 and 1, and is nearer to 2.
 
-The official networks are pickles of TensorFlow variables together with the Python source that makes
-networks of them. The official loader executes that source; this one never looks at it, since the
-networks are known here. It has four things to do, one part each:
+The official networks are pickles of arrays together with the Python source that makes networks of
+them. The official loader executes that source; this one never looks at it, since the networks are
+known here. `read_anything` follows a pickle with a machine that can neither import nor call
+anything, and gives plain values and notes of what the file asked for; workshop/pickles.py shows
+how. What is left to do, one part each:
 
-  1. read a pickle without running it       2. say what it holds, and why other things are refused
-  3. rename and turn the arrays, by a table        4. add what train.py needs to go on from there
+  1. say what the file holds, and why other things are refused
+  2. rename and turn the arrays, by a table
+  3. add what train.py needs to go on from there
 """
 
 import argparse
-import functools
 import math
-import os
 import pathlib
-import pickletools
+import re
 import reprlib
 import shutil
-import struct
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 import stylegan_models as models
-from workshop import UserError, checkpoints, machine, options
+from workshop import UserError, checkpoints, foreign_names, machine, options
 from workshop.checkpoints import CheckpointError
-from workshop.run import new_samples
+from workshop.pickles import Named, Unreadable, all_notes, array_of, read_anything
+from workshop.run import LOGGED, new_samples
 
 # [MACHINE] Memory: the size of the file, beside what torch takes by itself. No GPU is used.
 #           Proved: tests/test_import_checkpoint.py::test_the_whole_is_never_twice_in_memory
 
-# ==== Part 1: reading a pickle without running it =============================================
-#
-# A pickle is not data but a program for a small machine with a stack. Most instructions push plain
-# values or gather what lies on the stack into lists and dicts. The list ["bias"] is
-#
-#     EMPTY_LIST                     push []
-#     SHORT_BINUNICODE 'bias'        push "bias"
-#     APPEND                         take it off and append it to the list below
-#     STOP                           what lies on top is the value of the file
-#
-# But a few instructions say "import this name" and "call what lies there with these arguments", and
-# the name may be os.system:
-#
-#     GLOBAL 'os system'             push the function
-#     SHORT_BINUNICODE 'rm -r ~'     push a string
-#     TUPLE1                         take it off, push the tuple of arguments
-#     REDUCE                         take both off, call, push what comes back
-#
-# Python's unpickler obeys, so whoever wrote the file can do what he likes with the computer of
-# whoever opens it. `python -m pickletools FILE` shows any file like this, and runs nothing.
-#
-# The machine below lacks these powers. Where the file wants a name imported, it writes the name
-# down; where the file wants a call, it writes down what was to be called, and with what:
-#
-#     GLOBAL numpy.dtype   ('f4', 0, 1)   REDUCE      ->      Named("numpy.dtype", ('f4', 0, 1))
-#
-# There is no import, no call and no attribute access in it, hence nothing to escape through: not by
-# any instruction, not by nesting, not by a name that looks harmless. Afterwards, Part 3 knows how
-# to read the few notes that stand for arrays; every other note remains a note.
-# Proved: tests/test_import_checkpoint.py::test_nothing_in_a_file_is_run,
-#         ::test_the_same_files_do_run_with_pickle
-
-
-class Named:
-    """A note: the file asked for `name`, wanted it called with `args` and given `state`.
-
-    items: what the file wanted put into it, for names that are kinds of dict.
-    """
-    __slots__ = ("name", "args", "state", "items")
-
-    def __init__(self, name, args=None):
-        self.name, self.args, self.state, self.items = name, args, None, {}
-
-
-class Unreadable(ValueError):
-    """The file is not a sound pickle. The message is part of a sentence."""
-
-
-# Three limits for the machine. Each is far above what an official file needs, and keeps a small
-# file from taking much memory or time.
-# Proved: tests/test_import_checkpoint.py::test_huge_claims_are_refused_in_little_memory,
-#         ::test_the_limits_are_far_above_what_an_official_file_needs
-MOST_INSTRUCTIONS = 100_000
-LONGEST_LINE = 10_000          # bytes; lines hold names and numbers, in the oldest protocols only
-# Tuples in tuples. Python hashes and compares them by recursion, and one of 190,000 levels, which
-# takes as many bytes in a file, ends the interpreter.
-# Proved: ::test_deeply_nested_tuples_do_not_crash_python
-DEEPEST_TUPLE = 20
-
-
-class BoundedFile:
-    """A file that notices that it is too short BEFORE memory for the promised bytes is asked for.
-
-    Why:    an instruction of nine bytes can announce 2^63 bytes to come.
-    Shapes: as pickletools wants it: read, readline, tell.
-    """
-
-    def __init__(self, file, size):
-        self.file, self.size = file, size
-
-    def tell(self):
-        return self.file.tell()
-
-    def read(self, n):
-        left = self.size - self.file.tell()
-        if n > left:
-            raise Unreadable(f"it is cut off: {n} bytes should follow, {left} do")
-        return self.file.read(n)
-
-    def readline(self):
-        line = self.file.readline(LONGEST_LINE)
-        if len(line) == LONGEST_LINE:
-            raise Unreadable("it has a line without end")
-        return line
-
-
-MARK = object()                # lies on the stack where a list or dict begins
-
-
-def read_pickle(file):
-    """Follow one pickle to its end: (its value, the set of all names that it asked for).
-
-    The value is made of None, bool, int, float, str, bytes, list, tuple, dict and `Named`; sets
-    become lists, since nothing here asks for one and hashing what a file brings is work that the
-    file could make long. pickletools, of the standard library, takes the bytes apart into
-    instructions and their arguments; what they do to the stack is told here.
-    Errors: Unreadable, or what Python raises when a stack is empty or a name unknown to the memo.
-    Proved: tests/test_import_checkpoint.py::test_plain_values_come_out_as_pickle_gives_them
-    """
-    stack, memo, names = [], {}, set()
-    depths = {}                # id of a tuple -> how many tuples lie in each other in it
-
-    # The stack may hold MARKs among the values: a MARK says "a list or a dict begins here".
-    def pop(kind=object):
-        value = stack.pop()
-        if value is MARK or not isinstance(value, kind):
-            raise Unreadable("its instructions do not fit together")
-        return value
-
-    def top(kind):
-        stack.append(pop(kind))
-        return stack[-1]
-
-    def pop_to_mark():
-        start = len(stack) - 1
-        while start >= 0 and stack[start] is not MARK:
-            start -= 1
-        if start < 0:
-            raise Unreadable("its instructions do not fit together")
-        values = stack[start + 1:]
-        del stack[start:]
-        return values
-
-    # The only thing that ever happens to a name: it is written down.
-    def named(name, args=None):
-        names.add(name)
-        return Named(name, args)
-
-    # All tuples of the machine come from here, so an id that Python uses again has its new depth.
-    def push_tuple(values):
-        depth = 1 + max((depths[id(v)] for v in values if isinstance(v, tuple)), default=0)
-        if depth > DEEPEST_TUPLE:
-            raise Unreadable(f"it has tuples nested more than {DEEPEST_TUPLE} deep")
-        stack.append(tuple(values))
-        depths[id(stack[-1])] = depth
-
-    def put_items(target, keys_and_values):
-        # Only keys that are hashed fast: chosen large integers make a dict slow.
-        target = target.items if isinstance(target, Named) else target
-        for key, value in zip(keys_and_values[::2], keys_and_values[1::2], strict=True):
-            if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < 2 ** 60):
-                raise Unreadable("a dict in it has a key that is neither text nor a number")
-            target[key] = value
-
-    # One instruction after the other, by what kind of thing they do. Six protocols have left
-    # several names for the same deed: BININT1 is a BININT for small numbers, three bytes shorter.
-    for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
-        if count >= MOST_INSTRUCTIONS:
-            raise Unreadable(f"it has more than {MOST_INSTRUCTIONS} instructions")
-        match opcode.name:
-            # -- values that the file spells out --
-            case ("BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8" | "BININT" | "BININT1"
-                  | "BININT2" | "LONG1" | "LONG4" | "INT" | "LONG" | "BINFLOAT" | "FLOAT"
-                  | "SHORT_BINUNICODE" | "BINUNICODE" | "BINUNICODE8" | "UNICODE"
-                  | "SHORT_BINSTRING" | "BINSTRING" | "STRING"):
-                stack.append(arg)
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(opcode.name == "NEWTRUE")
-            # -- gathering what lies on the stack --
-            case "MARK":
-                stack.append(MARK)
-            case "EMPTY_LIST" | "EMPTY_SET":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_TUPLE":
-                push_tuple([])
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                values = [pop() for _ in range(int(opcode.name[-1]))]
-                push_tuple(values[::-1])
-            case "TUPLE":
-                push_tuple(pop_to_mark())
-            case "LIST" | "FROZENSET":
-                stack.append(pop_to_mark())
-            case "DICT":
-                values = pop_to_mark()
-                stack.append({})
-                put_items(stack[-1], values)
-            case "APPEND" | "APPENDS" | "ADDITEMS":
-                values = [pop()] if opcode.name == "APPEND" else pop_to_mark()
-                top(list).extend(values)
-            case "SETITEM":
-                value, key = pop(), pop()
-                put_items(top((dict, Named)), [key, value])
-            case "SETITEMS":
-                values = pop_to_mark()
-                put_items(top((dict, Named)), values)
-            # -- keeping things for later --
-            # A file says everything once: what it needs again, it puts under a number.
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                memo[arg] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(memo[arg])
-            case "DUP":
-                stack.append(stack[-1])
-            case "POP":
-                stack.pop()
-            case "POP_MARK":
-                pop_to_mark()
-            # -- what Python's unpickler would import, or have imported; here it is written down --
-            case "GLOBAL":
-                stack.append(named(".".join(arg.split(" ", 1))))
-            case "STACK_GLOBAL":
-                attribute, module = pop(str), pop(str)
-                stack.append(named(f"{module}.{attribute}"))
-            case "PERSID":
-                stack.append(named("persistent id", arg))
-            case "BINPERSID":
-                stack.append(named("persistent id", pop()))
-            case "EXT1" | "EXT2" | "EXT4":
-                stack.append(named("copyreg extension", arg))
-            # -- what Python's unpickler would call --
-            case "REDUCE" | "NEWOBJ":
-                args = pop()
-                stack.append(named(pop(Named).name, args))
-            case "NEWOBJ_EX":
-                keywords, args = pop(), pop()
-                stack.append(named(pop(Named).name, (args, keywords)))
-            case "INST":
-                stack.append(named(".".join(arg.split(" ", 1)), tuple(pop_to_mark())))
-            case "OBJ":
-                values = pop_to_mark()
-                stack.append(named(values[0].name, tuple(values[1:])))
-            case "BUILD":
-                state = pop()
-                top(Named).state = state
-            # -- the frame of it all --
-            case "PROTO" | "FRAME":
-                pass
-            case "STOP":
-                return pop(), names
-            case other:                                # buffers outside the file, or a new protocol
-                raise Unreadable(f"the instruction {other} has no business in a checkpoint")
-
-
-TORCH_MAGIC = 0x1950A86A20F9469CFC6C     # the first thing in a PyTorch file of before version 1.6
-
-
-def read_anything(path):
-    """The value and the names of a pickle, of a PyTorch file, or of an old PyTorch file.
-
-    A PyTorch file is a zip whose first record, uncompressed, is a pickle that refers to the other
-    records (the tensors) by "persistent ids"; before 2020 it was several pickles in a row. Only
-    the pickle is read: the names in it are enough to tell which program wrote the file.
-    Errors: CheckpointError, one sentence.
-    """
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: a folder, not a checkpoint file")
-    try:
-        with open(path, "rb") as raw:
-            file = BoundedFile(raw, os.fstat(raw.fileno()).st_size)
-            if raw.peek(4)[:4] == b"PK\x03\x04":
-                header = struct.unpack("<4s5H3I2H", file.read(30))         # of the first record
-                compression, name_length, extra_length = header[3], header[9], header[10]
-                record, _ = file.read(name_length), file.read(extra_length)
-                if not record.endswith(b"data.pkl") or compression:
-                    raise Unreadable("it is a zip, but not one that PyTorch wrote")
-            value, names = read_pickle(file)
-            if type(value) is int and value == TORCH_MAGIC:
-                read_pickle(file)                      # the version of the format
-                read_pickle(file)                      # byte order and sizes
-                value, names = read_pickle(file)
-            return value, names
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    # A damaged file can make the machine trip in any way: an empty stack, a bad letter, ... All of
-    # them mean that it cannot be used, and nothing has been done yet.
-    except Exception as error:
-        reason = (str(error) if isinstance(error, Unreadable) else
-                  "its instructions make no sense")
-        raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason})") from None
-
-
-# ==== Part 2: what does the file hold? ========================================================
+# ==== Part 1: what does the file hold? ========================================================
 #
 # Every program writes other names into its files, so a file can be recognised before anything in it
 # is used. What cannot be imported faithfully is refused with the reason, since a network that is
 # nearly right makes pictures that are nearly right, and nobody would notice.
 
 WHY_NOT = {
-    "stylegan2": "holds a StyleGAN2 network: it scales its weights by the style instead of "
-                 "normalizing its features, and only StyleGAN is imported",
+    "stylegan2": "holds a StyleGAN2 network of a program that is not known here",
+    "revised": "holds a StyleGAN2 of the configurations B to D, which grows: it has an RGB layer "
+               "for each level of detail and blends them, which no StyleGAN2 here does; the "
+               "configurations E and F are imported",
+    "tf ada": "was written by stylegan2-ada in TensorFlow, with which nothing here was compared; "
+              "legacy.py of stylegan2-ada-pytorch makes a file of it that can be imported",
     "stylegan3": "holds a StyleGAN3 network: its layers are filters on a continuous signal, which "
                  "no network of this program can imitate",
-    "progan": "holds a Progressive GAN without styles; only StyleGAN is imported",
+    "progan": "holds a Progressive GAN without styles, which no network of this program is",
     "labels": "holds a class-conditional network (label_size {}): its mapping network also takes "
               "the label, which the networks of this program have no input for",
     "rosinality": "is a checkpoint of rosinality/style-based-gan-pytorch: its up-convolutions add "
@@ -344,22 +71,8 @@ WHY_NOT = {
 }
 
 
-def all_notes(value):
-    """Every dict and every `Named` inside a value, each once. A loop, since depth costs nothing."""
-    waiting, seen = [value], set()
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, Named):
-            yield value
-            waiting += [value.args, value.state, value.items]
-        elif isinstance(value, dict):
-            yield value
-            waiting += value.values()
-        elif isinstance(value, (list, tuple)):
-            waiting += value
+# What the files of stylegan2-ada-pytorch want called for every module.
+PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 
 
 def foreign_kind(value, names):
@@ -371,38 +84,43 @@ def foreign_kind(value, names):
     keys = {str(key).removeprefix("module.") for entry in dicts for key in entry}
     if {"format", "architecture", "settings"} <= keys:
         return "ours"
-    if "torch_utils.persistence._reconstruct_persistent_obj" in names:
+    if PERSISTENT in names:
         # Both papers' files are alike; only StyleGAN3 has an input layer of sine waves.
         classes = {entry["class_name"] for entry in dicts
                    if isinstance(entry.get("class_name"), str)}
-        return "stylegan3" if "SynthesisInput" in classes else "stylegan2"
+        return "stylegan3" if "SynthesisInput" in classes else None
     if "ur_face" in keys:                              # its name for the constant input
         return "humans"
     if any(key.endswith("conv.modulation.weight") for key in keys):
-        return "stylegan2"                             # rosinality/stylegan2-pytorch
+        return "stylegan2"                             # rosinality's, inside another network
     if any("progression.0.conv" in key for key in keys):
         return "rosinality"
     return None
 
 
-# All names that the official files need. A file that asks for any other was not written by the
-# official code, and is not used even though the name would only have been written down.
+# All names that official files need, those of TensorFlow and those of PyTorch. A file that asks for
+# another was not written by the official code, and is not used even though the name would only have
+# been written down.
 HARMLESS = {
-    "dnnlib.tflib.network.Network", "tfutil.Network", "dnnlib.util.EasyDict",
-    "collections.OrderedDict", "_codecs.encode", "numpy.dtype", "numpy.ndarray",
-    "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar"}
+    "dnnlib.util.EasyDict", "collections.OrderedDict", "_codecs.encode", "numpy.dtype",
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
+HARMLESS_TF = HARMLESS | {
+    "dnnlib.tflib.network.Network", "tfutil.Network", "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
+HARMLESS_TORCH = HARMLESS | {
+    PERSISTENT, "torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor_v2",
+    "torch.storage._load_from_bytes", "builtins.set", "__builtin__.set"}
 
 
 class Network(NamedTuple):
-    """One official network, its sub-networks merged into it.
+    """One official network, with all its parts in it.
 
-    The official G consists of two networks with their own variables, `synthesis` and `mapping`; the
-    names of theirs get that word in front, as if it were a folder. The source code that the file
-    brings along ("build_module_src") is left where it is.
+    G consists of a mapping and a synthesis network with variables of their own; the names of theirs
+    get that word in front, as if it were a folder. The source code that the file brings along is
+    left where it is.
     """
-    builder: str               # the name of the function that made it: "G_style"
-    kwargs: dict               # what that function was given
+    builder: str               # what made it and its parts: "G_style G_mapping G_synthesis"
+    kwargs: dict               # what that was given, or what a module knows of itself
     variables: dict            # "synthesis/4x4/Conv/bias" -> the note of an array
 
 
@@ -420,31 +138,82 @@ def pairs(value):
 
 
 def network_of(note):
-    """The `Network` that a pickled dnnlib object describes.
+    """The `Network` that a pickled dnnlib object (TensorFlow) describes.
 
     Errors: Unreadable, or any error of a dict without what belongs in it.
     """
     if not isinstance(note, Named) or not note.name.endswith("Network"):
         raise Unreadable("has something else where a network should be")
-    state, builder = note.state, note.state["build_func_name"]
-    if not isinstance(builder, str):                   # it is looked up in a table later
-        raise Unreadable("has a network built by something that is not named by text")
+    state = note.state
     kwargs, variables = dict(pairs(state["static_kwargs"])), dict(pairs(state["variables"]))
-    parts = pairs(state.get("components", {}))
+    parts = sorted(pairs(state.get("components", {})), key=lambda pair: pair[0])
     if len(parts) > 2 or any(part.state.get("components") for _, part in parts):
         raise Unreadable("has networks of more parts than G's two halves")
+    builders = [part.state["build_func_name"] for part in (note, *(part for _, part in parts))]
+    if not all(isinstance(builder, str) for builder in builders):
+        raise Unreadable("has a network built by something that is not named by text")
     for prefix, part in parts:
         kwargs.update(pairs(part.state["static_kwargs"]))
         variables.update((f"{prefix}/{name}", v) for name, v in pairs(part.state["variables"]))
+    return Network(" ".join(builders), kwargs, variables)
+
+
+# What the modules of stylegan2-ada-pytorch are made of, and what is asked of them. The attributes
+# say more than the arguments: those that were left out had other defaults in stylegan3.
+MODULES = {"Generator", "MappingNetwork", "SynthesisNetwork", "SynthesisBlock", "SynthesisLayer",
+           "ToRGBLayer", "FullyConnectedLayer", "Discriminator", "DiscriminatorBlock",
+           "DiscriminatorEpilogue", "MinibatchStdLayer", "Conv2dLayer"}
+ATTRIBUTES = ("img_resolution", "img_channels", "z_dim", "w_dim", "c_dim", "num_layers",
+              "architecture", "activation", "bias_gain", "use_noise", "conv_clamp", "group_size",
+              "num_channels")
+# Parts and arrays of one network: 400 at 1024 px. A file may say once what stands in many places.
+MOST_PARTS = 4_000
+
+
+def module_of(note):
+    """The `Network` that a pickled module of stylegan2-ada-pytorch describes.
+
+    Errors: Unreadable, or any error of a dict without what belongs in it.
+    Proved: tests/test_import_checkpoint.py::test_a_module_in_itself_is_refused
+    """
+    builder, kwargs, variables, parts = None, {}, {}, 0
+    waiting = [("", 0, note)]
+    while waiting:
+        path, depth, part = waiting.pop()
+        if not isinstance(part, Named) or part.name != PERSISTENT:
+            raise Unreadable("has something else where a part of a network should be")
+        meta = as_dict(part.args[0])
+        state, name = as_dict(meta["state"]), meta["class_name"]
+        if not isinstance(name, str) or name not in MODULES:
+            raise Unreadable(f"has a {reprlib.repr(name)} in it, which no StyleGAN2 has")
+        builder = builder or name
+        tables = [as_dict(state[key]) for key in ("_parameters", "_buffers", "_modules")]
+        parts += sum(map(len, tables))
+        if depth > 4 or parts > MOST_PARTS or any(
+                not isinstance(key, str) or len(key) > 100 for table in tables for key in table):
+            raise Unreadable("has networks of more parts than a StyleGAN2 has")
+        variables.update((path + key, tensor) for table in tables[:2]
+                         for key, tensor in table.items() if tensor is not None)
+        kwargs.update((path + key, state[key]) for key in ATTRIBUTES if key in state)
+        waiting += [(f"{path}{key}.", depth + 1, inner) for key, inner in tables[2].items()]
     return Network(builder, kwargs, variables)
 
 
-# ==== Part 3: names and layouts ===============================================================
+def as_dict(value):
+    """The dict that a dict or a kind of dict is, not a copy of it."""
+    value = value.items if isinstance(value, Named) else value
+    if not isinstance(value, dict):
+        raise Unreadable("has something else where names and values should be")
+    return value
+
+
+# ==== Part 2: names and layouts ===============================================================
 #
 # Each line of the tables: our name, the official name below its network, and how the array lies.
 # {k} runs over the mapping layers, {r} over the resolutions 4, 8, ..., {R} over 8, 16, ...; {lod}
 # counts the resolutions down to 0, the largest; {n} and {m} number the noise maps, two to each
-# resolution. Dots are ours, slashes theirs.
+# resolution. In StyleGAN2, 4 px has one convolution and the others two: {c} runs over them, {C} is
+# TensorFlow's name, {j} numbers them through all resolutions.
 
 STYLEGAN_GENERATOR = """
     w_avg                                    dlatent_avg                              same
@@ -489,6 +258,71 @@ STYLEGAN_DISCRIMINATOR = """
     blocks.4.dense1.weight                   4x4/Dense1/weight                        dense
     blocks.4.dense1.bias                     4x4/Dense1/bias                          same
 """
+STYLEGAN2_GENERATOR = """
+    w_avg                                    dlatent_avg                              same
+    path_length_mean                         -                                        zero
+    mapping.layers.{k}.weight                mapping/Dense{k}/weight                  dense
+    mapping.layers.{k}.bias                  mapping/Dense{k}/bias                    same
+    synthesis.blocks.4.const                 synthesis/4x4/Const/const                same
+    synthesis.blocks.{r}.{c}.weight          synthesis/{r}x{r}/{C}/weight             conv
+    synthesis.blocks.{r}.{c}.bias            synthesis/{r}x{r}/{C}/bias               same
+    synthesis.blocks.{r}.{c}.style.weight    synthesis/{r}x{r}/{C}/mod_weight         dense
+    synthesis.blocks.{r}.{c}.style.bias      synthesis/{r}x{r}/{C}/mod_bias           plus1
+    synthesis.blocks.{r}.{c}.noise.strength  synthesis/{r}x{r}/{C}/noise_strength     number
+    synthesis.blocks.{r}.{c}.noise.const     synthesis/noise{j}                       same
+    synthesis.to_rgb.{r}.weight              synthesis/{r}x{r}/ToRGB/weight           conv
+    synthesis.to_rgb.{r}.bias                synthesis/{r}x{r}/ToRGB/bias             same
+    synthesis.to_rgb.{r}.style.weight        synthesis/{r}x{r}/ToRGB/mod_weight       dense
+    synthesis.to_rgb.{r}.style.bias          synthesis/{r}x{r}/ToRGB/mod_bias         plus1
+"""
+STYLEGAN2_DISCRIMINATOR = """
+    from_rgb.{last}.weight                   {last}x{last}/FromRGB/weight             conv
+    from_rgb.{last}.bias                     {last}x{last}/FromRGB/bias               same
+    blocks.{R}.conv0.weight                  {R}x{R}/Conv0/weight                     conv
+    blocks.{R}.conv0.bias                    {R}x{R}/Conv0/bias                       same
+    blocks.{R}.conv1.weight                  {R}x{R}/Conv1_down/weight                conv
+    blocks.{R}.conv1.bias                    {R}x{R}/Conv1_down/bias                  same
+    blocks.{R}.skip.weight                   {R}x{R}/Skip/weight                      conv
+    blocks.4.conv.weight                     4x4/Conv/weight                          conv
+    blocks.4.conv.bias                       4x4/Conv/bias                            same
+    blocks.4.dense0.weight                   4x4/Dense0/weight                        dense
+    blocks.4.dense0.bias                     4x4/Dense0/bias                          same
+    blocks.4.dense1.weight                   Output/weight                            dense
+    blocks.4.dense1.bias                     Output/bias                              same
+"""
+ADA_GENERATOR = """
+    w_avg                                    mapping.w_avg                            same
+    path_length_mean                         -                                        zero
+    mapping.layers.{k}.weight                mapping.fc{k}.weight                     same
+    mapping.layers.{k}.bias                  mapping.fc{k}.bias                       same
+    synthesis.blocks.4.const                 synthesis.b4.const                       one
+    synthesis.blocks.{R}.conv0.weight        synthesis.b{R}.conv0.weight              turned
+    synthesis.blocks.{r}.conv1.weight        synthesis.b{r}.conv1.weight              same
+    synthesis.blocks.{r}.{c}.bias            synthesis.b{r}.{c}.bias                  same
+    synthesis.blocks.{r}.{c}.style.weight    synthesis.b{r}.{c}.affine.weight         same
+    synthesis.blocks.{r}.{c}.style.bias      synthesis.b{r}.{c}.affine.bias           same
+    synthesis.blocks.{r}.{c}.noise.strength  synthesis.b{r}.{c}.noise_strength        number
+    synthesis.blocks.{r}.{c}.noise.const     synthesis.b{r}.{c}.noise_const           map
+    synthesis.to_rgb.{r}.weight              synthesis.b{r}.torgb.weight              same
+    synthesis.to_rgb.{r}.bias                synthesis.b{r}.torgb.bias                same
+    synthesis.to_rgb.{r}.style.weight        synthesis.b{r}.torgb.affine.weight       same
+    synthesis.to_rgb.{r}.style.bias          synthesis.b{r}.torgb.affine.bias         same
+"""
+ADA_DISCRIMINATOR = """
+    from_rgb.{last}.weight                   b{last}.fromrgb.weight                   same
+    from_rgb.{last}.bias                     b{last}.fromrgb.bias                     same
+    blocks.{R}.conv0.weight                  b{R}.conv0.weight                        same
+    blocks.{R}.conv0.bias                    b{R}.conv0.bias                          same
+    blocks.{R}.conv1.weight                  b{R}.conv1.weight                        same
+    blocks.{R}.conv1.bias                    b{R}.conv1.bias                          same
+    blocks.{R}.skip.weight                   b{R}.skip.weight                         same
+    blocks.4.conv.weight                     b4.conv.weight                           same
+    blocks.4.conv.bias                       b4.conv.bias                             same
+    blocks.4.dense0.weight                   b4.fc.weight                             same
+    blocks.4.dense0.bias                     b4.fc.bias                               same
+    blocks.4.dense1.weight                   b4.out.weight                            same
+    blocks.4.dense1.bias                     b4.out.bias                              same
+"""
 
 
 def mirrored_from(kwargs):
@@ -514,36 +348,83 @@ def mirrored_from(kwargs):
     return 128 if fused == "auto" else 4 if fused else math.inf
 
 
-# name -> function of (array, is it stored mirrored?). Convolutions are stored [kh, kw, in, out]
-# there and [out, in, kh, kw] here, dense weights [in, out] there and [out, in] here.
+# name -> function of (array, is it stored mirrored?). TensorFlow stores convolutions as
+# [kh, kw, in, out], we and PyTorch as [out, in, kh, kw]; dense weights [in, out], we [out, in].
+# "turned": StyleGAN2 sets its up-convolution's kernel down as a stamp. In TensorFlow, its program
+#       mirrors the kernel first; in PyTorch, it is stored mirrored.
+# "plus1": the style is around 1; TensorFlow's program adds the 1, the others have learned it.
 LAYOUTS = {
     "same": lambda array, mirrored: array,
     "dense": lambda array, mirrored: array.transpose(1, 0),
     "conv": lambda array, mirrored: array.transpose(3, 2, 0, 1),
     "up": lambda array, mirrored: (array[::-1, ::-1] if mirrored else array).transpose(3, 2, 0, 1),
+    "turned": lambda array, mirrored: array[:, :, ::-1, ::-1],
+    "plus1": lambda array, mirrored: array + np.float32(1),
+    "number": lambda array, mirrored: array.reshape(1),
+    "one": lambda array, mirrored: array[None],
+    "map": lambda array, mirrored: array[None, None],
 }
+# Variables that belong to no layer. The second is a copy of the first, made whenever G is run.
+LODS = ("lod", "synthesis/lod")
+# What "resample_filter" must be.
+FILTER = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 
 
-# The names of the functions that made G and D ...
-BUILDERS = ("G_style", "D_basic")
-# ... and what these were given. Our name of a setting -> (theirs, their default).
+class Side(NamedTuple):
+    """How a program writes one of its two networks down.
+
+    fixed:  options of theirs that change the network, and the only values that we have, which are
+            their defaults. What is in a tuple is one of several; names are regular expressions.
+    """
+    builder: str               # as in `Network`
+    table: str
+    fixed: dict
+
+
+class Format(NamedTuple):
+    """How a program writes its networks down; settings: our name -> (their name, their default)."""
+    architecture: str
+    generator: Side
+    discriminator: Side
+    settings: dict
+
+
+FIXED = {
+    "num_channels": 3, "fmap_decay": 1, "nonlinearity": "lrelu", "mapping_nonlinearity": "lrelu",
+    "normalize_latents": True, "mapping_lrmul": 0.01, "mbstd_group_size": 4,
+    "mbstd_num_features": 1}
+FIXED_1 = FIXED | {
+    "use_styles": True, "const_input_layer": True, "use_noise": True, "use_pixel_norm": False,
+    "use_instance_norm": True, "use_wscale": True, "blur_filter": [1, 2, 1]}
+FIXED_2 = FIXED | {"fmap_min": 1, "resample_kernel": [1, 3, 3, 1]}
+# stylegan2-ada-pytorch: names of modules and their attributes. A group of None is the whole batch.
+# legacy.py writes it when it turns a file of TensorFlow, where no word about it means 4, into one
+# of PyTorch. So it stands for 4 here. Source: NVlabs/stylegan2-ada-pytorch, legacy.py.
+FIXED_ADA = {
+    r"img_channels": 3, r"mapping\.fc\d+\.activation": "lrelu", r"mapping\.fc\d+\.bias_gain": 0.01,
+    r"synthesis\.b\d+\.architecture": "skip", r"b\d+\.architecture": "resnet",
+    r".*(conv|conv0|conv1|fromrgb|fc)\.activation": "lrelu", r".*use_noise": True,
+    r".*(affine|skip|out)\.activation": "linear", r".*(affine|fc|out)\.bias_gain": 1,
+    r"b4\.mbstd\.group_size": (4, None), r"b4\.mbstd\.num_channels": 1}
 SETTINGS = {
     "resolution": ("resolution", 1024), "channel_base": ("fmap_base", 8192),
     "channel_max": ("fmap_max", 512), "latent_dim": ("latent_size", 512),
     "style_dim": ("dlatent_size", 512), "mapping_dim": ("mapping_fmaps", 512),
     "mapping_layers": ("mapping_layers", 8)}
-# Options of theirs that change the network, with their defaults, the only values we have.
-FIXED = {
-    "num_channels": 3, "fmap_decay": 1, "use_styles": True, "const_input_layer": True,
-    "use_noise": True, "use_pixel_norm": False, "use_instance_norm": True,
-    "nonlinearity": "lrelu", "mapping_nonlinearity": "lrelu", "use_wscale": True,
-    "normalize_latents": True, "mapping_lrmul": 0.01, "blur_filter": [1, 2, 1],
-    "mbstd_group_size": 4, "mbstd_num_features": 1}
-# Variables that belong to no layer. The second is a copy of the first, made whenever G is run.
-LODS = ("lod", "synthesis/lod")
+FORMATS = (
+    Format("stylegan",
+           Side("G_style G_mapping G_synthesis", STYLEGAN_GENERATOR, FIXED_1),
+           Side("D_basic", STYLEGAN_DISCRIMINATOR, FIXED_1), SETTINGS),
+    Format("stylegan2",
+           Side("G_main G_mapping G_synthesis_stylegan2", STYLEGAN2_GENERATOR,
+                FIXED_2 | {"architecture": "skip"}),
+           Side("D_stylegan2", STYLEGAN2_DISCRIMINATOR, FIXED_2 | {"architecture": "resnet"}),
+           SETTINGS | {"channel_base": ("fmap_base", 16384)}),
+    Format("stylegan2", Side("Generator", ADA_GENERATOR, FIXED_ADA),
+           Side("Discriminator", ADA_DISCRIMINATOR, FIXED_ADA), {}))
 # What other functions of the same family make.
-OTHER_BUILDERS = {"G_main": "stylegan2", "G_stylegan2": "stylegan2", "D_stylegan2": "stylegan2",
-                  "D_stylegan": "stylegan2", "G_paper": "progan", "D_paper": "progan"}
+OTHER_BUILDERS = {"G_synthesis_stylegan_revised": "revised", "D_stylegan": "revised",
+                  "D_main": "tf ada", "G_paper": "progan", "D_paper": "progan"}
 
 
 def rows_of(table, resolution, mapping_layers):
@@ -567,37 +448,13 @@ def rows_of(table, resolution, mapping_layers):
                     continue
                 fields = {"r": r, "R": r, "lod": len(resolutions) - 1 - level,
                           "n": 2 * level, "m": 2 * level + 1}
-                yield ours.format(**fields), theirs.format(**fields), layout, r
+                convs = [("conv0", "Conv0_up"), ("conv1", "Conv1" if r > 4 else "Conv")]
+                for c, (conv, name) in enumerate(convs if "{c}" in ours else [("", "")]):
+                    if conv != "conv0" or r > 4:
+                        fields |= {"c": conv, "C": name, "j": 2 * level - 1 + c}
+                        yield ours.format(**fields), theirs.format(**fields), layout, r
         else:
-            yield ours, theirs, layout, None
-
-
-def array_of(note):
-    """The numpy array that a note stands for, without a copy of its bytes.
-
-    The notes of numpy's own pickles: `_reconstruct` with a state (version, shape, dtype, is it in
-    Fortran's order, bytes), and `scalar` with (dtype, bytes). Old protocols write bytes as text.
-    Errors: Unreadable, or any error of a note that is not like that.
-    Proved: tests/test_import_checkpoint.py::test_arrays_come_out_of_every_protocol
-    """
-    if isinstance(note, (int, float)):
-        return np.float32(note)
-    kind = note.name.replace("numpy._core.", "numpy.core.")            # its name since numpy 2
-    # frombuffer and reshape below refuse a shape that does not fit the bytes; neither allocates.
-    if kind == "numpy.core.multiarray._reconstruct":
-        _, shape, dtype, fortran, raw = note.state
-    elif kind == "numpy.core.multiarray.scalar":
-        (dtype, raw), shape, fortran = note.args, (), False
-    else:
-        raise Unreadable(f"has {reprlib.repr(note.name)} where an array should be")
-    if isinstance(raw, Named) and raw.name == "_codecs.encode":
-        raw = raw.args[0]
-    if isinstance(raw, str):
-        raw = raw.encode("latin-1")
-    number, order = dtype.args[0], dtype.state[1]
-    if dtype.name != "numpy.dtype" or number not in ("f2", "f4", "f8") or order not in ("<", ">"):
-        raise Unreadable("has a variable that is not made of floating point numbers")
-    return np.frombuffer(raw, order + number).reshape(shape, order="F" if fortran else "C")
+            yield ours.format(last=resolution), theirs.format(last=resolution), layout, None
 
 
 def import_network(network, table, wanted, settings, mirrored):
@@ -611,43 +468,54 @@ def import_network(network, table, wanted, settings, mirrored):
     state, left = {}, network.variables
     for ours, theirs, layout, r in rows_of(table, settings["resolution"],
                                            settings["mapping_layers"]):
+        if layout == "zero":                           # what no official file has
+            state[ours] = torch.zeros(wanted[ours].shape)
+            continue
         if theirs not in left:
             raise Unreadable(f"lacks the variable {theirs}")
-        stored = array_of(left.pop(theirs))
-        array = LAYOUTS[layout](stored, r is not None and r >= mirrored)
-        if array.shape != tuple(wanted[ours].shape):
+        stored, shape = array_of(left.pop(theirs)), tuple(wanted[ours].shape)
+        # The size comes first: not every layout can be had of any number of values.
+        if stored.size != math.prod(shape) or (array := LAYOUTS[layout](
+                stored, r is not None and r >= mirrored)).shape != shape:
             raise Unreadable(f"has {theirs} in the shape {list(stored.shape)}, which does "
                              f"not fit its settings")
         array = np.array(array, dtype=np.float32, order="C")
         if not np.isfinite(array).all():
             raise Unreadable(f"has values in {theirs} that are not finite numbers")
         state[ours] = torch.from_numpy(array)
-    left = sorted(set(left) - set(LODS))
-    if left:
-        raise Unreadable(f"has a variable {reprlib.repr(left[0])}, which no network here has")
+    for name in sorted(left):
+        # stylegan2-ada-pytorch keeps the same filter in every layer that might need it.
+        if name.endswith("resample_filter") and network.builder in ("Generator", "Discriminator"):
+            found = array_of(left[name])
+            if found.shape != (4, 4) or not np.allclose(found, FILTER, rtol=1e-5, atol=0):
+                raise Unreadable("resamples with another filter than [1, 3, 3, 1] "
+                                 f"({reprlib.repr(name)}), which no network here does")
+        elif name not in LODS:
+            raise Unreadable(f"has a variable {reprlib.repr(name)}, which no network here has")
     return state
 
 
-def check_kind(G, D, Gs):
-    """Raise Unreadable unless three networks are those of a StyleGAN without labels.
+def objection(network, side):
+    """Why a network cannot be what `side` describes, or None if nothing unknown is turned on.
 
-    Proved: tests/test_import_checkpoint.py::test_other_programs_files_are_refused_by_name
+    Proved: tests/test_import_checkpoint.py::test_other_programs_files_are_refused_by_name,
+            ::test_what_stylegan2_can_turn_on_is_refused_by_name
     """
-    for network in (G, D, Gs):
-        if network.builder in OTHER_BUILDERS:
-            raise Unreadable(WHY_NOT[OTHER_BUILDERS[network.builder]])
-        labels = network.kwargs.get("label_size", 0)
-        if labels != 0 or "mapping/LabelConcat/weight" in network.variables:
-            raise Unreadable(WHY_NOT["labels"].format(reprlib.repr(labels)))
-    builders = (G.builder, D.builder, Gs.builder)
-    if builders != (*BUILDERS, BUILDERS[0]):
-        raise Unreadable(f"has networks built by {reprlib.repr(builders)}, not known here")
-    for network in (G, D, Gs):
-        for option, wanted in FIXED.items():
-            given = network.kwargs.get(option, wanted)
-            if given != wanted:
-                raise Unreadable(f"has networks built with {option} = {reprlib.repr(given)}; "
-                                 f"only {wanted} can be imported")
+    for name in network.builder.split():
+        if name in OTHER_BUILDERS:
+            return WHY_NOT[OTHER_BUILDERS[name]]
+    labels = network.kwargs.get("label_size", network.kwargs.get("c_dim", 0))
+    if labels != 0 or "mapping/LabelConcat/weight" in network.variables:
+        return WHY_NOT["labels"].format(reprlib.repr(labels))
+    if network.builder != side.builder:
+        return f"has a network built by {reprlib.repr(network.builder)}, which is not known here"
+    for pattern, wanted in side.fixed.items():
+        for option, given in network.kwargs.items():
+            if re.fullmatch(pattern, option) and given not in (
+                    wanted if isinstance(wanted, tuple) else (wanted,)):
+                return (f"has networks built with {option} = {reprlib.repr(given)}; only {wanted} "
+                        f"can be imported")
+    return None
 
 
 def lod_of(network, resolution):
@@ -663,12 +531,16 @@ def lod_of(network, resolution):
 
 
 class Imported(NamedTuple):
-    """What an official file holds: settings of ours, the lod of Gs, and three state dicts."""
+    """What a file holds: settings of ours, the lod of Gs, and state dicts, None for what it lacks.
+
+    lines:  what a user should know of it.
+    """
     settings: dict
     lod: float
-    generator: dict
-    discriminator: dict
+    generator: dict | None
+    discriminator: dict | None
     generator_ema: dict
+    lines: tuple = ()
 
 
 # A copied array has 4 bytes a number, where the file has 2 or more. So sound networks take at most
@@ -678,8 +550,126 @@ class Imported(NamedTuple):
 MOST_GROWTH = 4
 
 
-def import_file(path):
-    """What the three networks of an official file are here, as `Imported`.
+def settings_of(network, form):
+    """Our settings, from what a generator was given, or from the shapes of its arrays.
+
+    Errors: Unreadable, naming a number that is impossible; nothing is built from a number that a
+            file chose freely.
+    """
+    kwargs = network.kwargs
+    if form.settings:              # what was not said has the official default
+        found = {ours: (theirs, kwargs.get(theirs, default))
+                 for ours, (theirs, default) in form.settings.items()}
+    else:
+        # Widths are min(2 * base // R, max), for the smallest base that is not too small for any R.
+        shape, widths = lambda name: array_of(network.variables[name]).shape, {}
+        while (name := f"synthesis.b{4 << len(widths)}.conv1.bias") in network.variables:
+            widths[4 << len(widths)] = shape(name)[0]
+        base = max(-(-channels * r // 2) for r, channels in widths.items())
+        found = {"resolution": ("img_resolution", kwargs["img_resolution"]),
+                 "channel_base": ("channel_base", base),
+                 "channel_max": ("channel_max", max(widths.values())),
+                 "latent_dim": ("z_dim", kwargs["z_dim"]), "style_dim": ("w_dim", kwargs["w_dim"]),
+                 "mapping_dim": ("layer_features", shape("mapping.fc0.weight")[0]),
+                 "mapping_layers": ("num_layers", kwargs["mapping.num_layers"])}
+    settings = {"architecture": form.architecture}
+    for ours, (theirs, number) in found.items():
+        if not isinstance(number, (int, float)) or number != int(number) or not (
+                1 <= number <= (1000 if ours == "mapping_layers" else 1e6)):
+            raise Unreadable(f"has {theirs} = {reprlib.repr(number)}, which is impossible")
+        settings[ours] = int(number)
+    limit = clamp_of(network)
+    return settings if limit is None else {**settings, "conv_clamp": limit}
+
+
+def clamp_of(network):
+    """The number at which all layers are cut off, or None for a network without such a limit.
+
+    Why:    a network in float16 overflows at 65,504; stylegan2-ada-pytorch cuts off at 256 what it
+            trains so. Here all is float32, and cut off as well: features may have grown against it.
+            D's shortcuts are sums that nothing limits.
+    Proved: tests/test_import_checkpoint.py::test_what_was_cut_off_is_cut_off_here
+    """
+    limits = {limit for option, limit in network.kwargs.items()
+              if option.endswith(".conv_clamp") and not option.endswith(".skip.conv_clamp")}
+    limit = limits.pop() if limits else None
+    if limits or limit is not None and not (type(limit) in (int, float) and 0 < limit < 1e6):
+        raise Unreadable(f"cuts off its layers at {reprlib.repr(limit)} and "
+                         f"{reprlib.repr(limits)} (conv_clamp), which no network here does")
+    return limit
+
+
+def official_networks(value, names, generator_only):
+    """[G, D, Gs], each a `Network` or None, from what `read_anything` gave of an official file.
+
+    G is the generator as it was trained, Gs (in PyTorch, "G_ema") its moving average.
+    Errors: Unreadable, or any error of notes that are not what they pretend to be.
+    """
+    if isinstance(value, (tuple, list)) and len(value) == 3 and all(
+            isinstance(part, Named) and part.name.endswith("Network") for part in value):
+        read, harmless, notes = network_of, HARMLESS_TF, value
+    else:
+        kind, parts = foreign_kind(value, names), value.items if isinstance(value, Named) else value
+        if kind or PERSISTENT not in names or "G_ema" not in parts:
+            raise Unreadable(WHY_NOT.get(kind, "is no official StyleGAN file, which holds three "
+                                               "networks G, D and Gs, or G, D and G_ema"))
+        read, harmless = module_of, HARMLESS_TORCH
+        notes = parts.get("G"), parts.get("D"), parts["G_ema"]
+    unknown = sorted(names - harmless)
+    if unknown:
+        raise Unreadable(f"asks for {reprlib.repr(unknown[0])}, which no official file needs, "
+                         f"so nothing of it is used")
+    return [None if note is None or generator_only and k < 2 else read(note)
+            for k, note in enumerate(notes)]
+
+
+def import_official(networks, file_size):
+    """`Imported`, from [G, D, Gs]. From here on there is nothing but arrays and options.
+
+    Errors: as `official_networks`.
+    """
+    form = next((form for form in FORMATS if form.generator.builder == networks[2].builder),
+                FORMATS[0])
+    sides = (form.generator, form.discriminator, form.generator)
+    for network, side in reversed(list(zip(networks, sides))):
+        reason = network and objection(network, side)
+        if reason:
+            raise Unreadable(reason + ("" if side is form.generator else
+                                       "; --generator-only leaves D out"))
+    settings = settings_of(networks[2], form)
+    if any(network and clamp_of(network) != settings.get("conv_clamp") for network in networks):
+        raise Unreadable("cuts off its networks at different limits (conv_clamp)")
+
+    # On the meta device a network has shapes but no memory, whatever the file claims.
+    with torch.device("meta"):
+        shapes_g = models.make_generator(settings).state_dict()
+        shapes_d = models.make_discriminator(settings).state_dict()
+    shapes = (shapes_g, shapes_d, shapes_g)
+    claimed = 4 * sum(tensor.numel() for network, wanted in zip(networks, shapes) if network
+                      for tensor in wanted.values())
+    if claimed > MOST_GROWTH * file_size:
+        raise Unreadable(f"claims networks of {claimed / 1e6:.0f} MB, which cannot be in a file of "
+                         f"{file_size / 1e6:.1f} MB")
+
+    # All three stand at the same lod while they are trained. That of Gs may be one update behind,
+    # four batches at most: less than 0.01 of a fade-in. StyleGAN2 has a lod, but always 0.
+    lods = [lod_of(network, settings["resolution"]) for network in networks if network]
+    if max(lods) - min(lods) > 0.01:
+        raise Unreadable(f"has networks at different lods ({', '.join(f'{x:g}' for x in lods)}), "
+                         f"which do not belong to each other")
+    if lods[-1] and form.architecture == "stylegan2":
+        raise Unreadable(f"has lod = {lods[-1]:g}, where a StyleGAN2 has always 0")
+    mirrored = mirrored_from(networks[2].kwargs)
+    G, D, Gs = [network and import_network(network, side.table, wanted, settings, mirrored)
+                for network, side, wanted in zip(networks, sides, shapes)]
+    lines = ()
+    if "conv_clamp" in settings:
+        lines = (f"features are cut off at {settings['conv_clamp']:g}, as they were in training",)
+    return Imported(settings, lods[-1], G, D, Gs, lines)
+
+
+def import_file(path, generator_only=False):
+    """What the three networks of a file are here, as `Imported`. generator_only: of Gs alone.
 
     Errors: CheckpointError, one sentence with the file's name and the reason.
     Proved: tests/test_import_checkpoint.py::test_the_official_file_gives_the_official_images,
@@ -687,51 +677,14 @@ def import_file(path):
     """
     value, names = read_anything(path)
     try:
-        if not (isinstance(value, (tuple, list)) and len(value) == 3 and all(
-                isinstance(part, Named) and part.name.endswith("Network") for part in value)):
-            kind = foreign_kind(value, names)
-            raise Unreadable(WHY_NOT[kind] if kind else
-                             "is no official StyleGAN file, which holds three networks G, D and Gs")
-        unknown = sorted(names - HARMLESS)
-        if unknown:
-            raise Unreadable(f"asks for {reprlib.repr(unknown[0])}, which no official file needs, "
-                             f"so nothing of it is used")
-        # From here on there is nothing but arrays and options. G is the generator as it was
-        # trained, Gs its moving average.
-        G, D, Gs = networks = [network_of(part) for part in value]
-        del value
-        check_kind(G, D, Gs)
-
-        # The file says what was asked for when the network was made; what was not said has the
-        # official default. Limits first: nothing is built from a number that a file chose freely.
-        settings = {}
-        for ours, (theirs, default) in SETTINGS.items():
-            number = G.kwargs.get(theirs, default)
-            if not isinstance(number, (int, float)) or number != int(number) or not (
-                    1 <= number <= (1000 if ours == "mapping_layers" else 1e6)):
-                raise Unreadable(f"has {theirs} = {reprlib.repr(number)}, which is impossible")
-            settings[ours] = int(number)
-        # On the meta device a network has shapes but no memory, whatever the file claims.
-        with torch.device("meta"):
-            shapes_g = models.make_generator(settings).state_dict()
-            shapes_d = models.make_discriminator(settings).state_dict()
-        claimed = 4 * sum(t.numel() for shapes in (shapes_g, shapes_d, shapes_g)
-                          for t in shapes.values())
-        if claimed > MOST_GROWTH * path.stat().st_size:
-            raise Unreadable(f"claims networks of {claimed / 1e6:.0f} MB, which cannot be in a "
-                             f"file of {path.stat().st_size / 1e6:.1f} MB")
-
-        # All three stand at the same lod while they are trained. That of Gs may be one update
-        # behind, four batches at most: less than 0.01 of a fade-in.
-        lods = [lod_of(network, settings["resolution"]) for network in networks]
-        if max(lods) - min(lods) > 0.01:
-            raise Unreadable(f"has networks at different lods ({lods[0]:g}, {lods[1]:g}, "
-                             f"{lods[2]:g}), which do not belong to each other")
-        make = functools.partial(import_network, settings=settings,
-                                 mirrored=mirrored_from(G.kwargs))
-        return Imported(settings, lods[2], make(G, STYLEGAN_GENERATOR, wanted=shapes_g),
-                        make(D, STYLEGAN_DISCRIMINATOR, wanted=shapes_d),
-                        make(Gs, STYLEGAN_GENERATOR, wanted=shapes_g))
+        # The state dicts of genforce, lernapparat and rosinality: workshop/foreign_names.py.
+        found = foreign_names.import_networks(value, names, MOST_GROWTH * path.stat().st_size,
+                                              generator_only)
+        if found is not None:
+            return Imported(*found)
+        networks = official_networks(value, names, generator_only)
+        del value                  # so that an array's bytes go as soon as it is copied
+        return import_official(networks, path.stat().st_size)
     except Unreadable as error:
         raise CheckpointError(f"{path}: {error}") from None
     except Exception:                                  # notes that are not what they pretend to be
@@ -739,7 +692,7 @@ def import_file(path):
                               f"incomplete)") from None
 
 
-# ==== Part 4: a checkpoint that train.py can go on from =======================================
+# ==== Part 3: a checkpoint that train.py can go on from =======================================
 #
 # The official files hold networks and little of the run that made them: not its options, not how
 # many images it had seen, not Adam's moments. train.py asks for all of them. So they are written as
@@ -794,6 +747,11 @@ def new_adam(parameters):
         "fused": None, "decoupled_weight_decay": False, "params": list(range(parameters))}]}
 
 
+def can_be_trained(imported):
+    """Are all three networks there? What a file has not cannot be made up."""
+    return imported.generator is not None and imported.discriminator is not None
+
+
 def as_checkpoint(imported):
     """The dict that `save_checkpoint` writes, with all that train.py needs to go on.
 
@@ -808,22 +766,32 @@ def as_checkpoint(imported):
     initial, nimg, now, phase, alpha = where_it_stood(settings["resolution"], imported.lod)
     # [MACHINE] The paper's options are for one GPU with 11 GB or more. Less memory, when resuming:
     #           --batch 4:64,64:16,128:8,256:4,512:2. Every other option can be given there, too.
-    run = {**options.ALWAYS, **options.PRESETS["your pictures on a GPU"], **settings,
-           "initial_resolution": initial,
-           "total_kimg": KIMG_SEEN + (KIMG_MORE if imported.lod == 0 else 0.0)}
+    situation = "your pictures on a GPU"
+    run = {**options.ALWAYS, **options.PRESETS[situation]}
+    if settings["architecture"] == "stylegan2":
+        run |= {**options.STYLEGAN2, **options.STYLEGAN2_PRESETS[situation]}
+        gamma = options.heuristic_gamma(settings["resolution"], int(run["batch"]))
+        run["r1_gamma"] = f"{gamma:g}"
+    run |= {**{key: settings[key] for key in ("architecture", *models.SETTINGS)},
+            "initial_resolution": initial,
+            "total_kimg": KIMG_SEEN + (KIMG_MORE if imported.lod == 0 else 0.0)}
     run["workers"] = min(run["workers"], machine.cores())
     del run["data"]
+    # sums: train.py's running sums since the last status line.
+    progress = {"nimg": nimg, "step": 0, "resolution": now, "phase": phase, "alpha": alpha,
+                "steps_since_tick": 0, "sums": torch.zeros(len(LOGGED))}
+    if not can_be_trained(imported):
+        states = {part: getattr(imported, part) for part in ("generator_ema", "discriminator")}
+        return {"settings": settings, "progress": progress,
+                **{part: state for part, state in states.items() if state}}
     return {
         "settings": settings, "options": run, "generator": imported.generator,
         "generator_ema": imported.generator_ema, "discriminator": imported.discriminator,
         "optimizer_g": new_adam(counts[0]), "optimizer_d": new_adam(counts[1]),
-        "samples": new_samples(argparse.Namespace(**run)),
-        # sums: train.py's running sums since the last status line, five means and a count.
-        "progress": {"nimg": nimg, "step": 0, "resolution": now, "phase": phase, "alpha": alpha,
-                     "steps_since_tick": 0, "sums": torch.zeros(6)}}
+        "samples": new_samples(argparse.Namespace(**run)), "progress": progress}
 
 
-# ==== Part 5: the program =====================================================================
+# ==== Part 4: the program =====================================================================
 
 
 def check_out(out):
@@ -839,8 +807,10 @@ def parse_args(argv=None):
     parser = options.OneLineParser(
         prog="import_checkpoint.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Turn an official StyleGAN checkpoint (a TensorFlow .pkl) into one of this\n"
-                    "program. TensorFlow is not needed, and nothing in the file is run.",
+        description="Turn a public StyleGAN or StyleGAN2 checkpoint into one of this program: the\n"
+                    "official .pkl of TensorFlow, stylegan2-ada-pytorch and stylegan3 (of the\n"
+                    "last, its StyleGAN2), and state dicts of genforce, lernapparat and\n"
+                    "rosinality. None of these programs is needed, and nothing in the file is run.",
         epilog="Then:\n"
                "  python generate.py MODEL samples --psi 0.7 --cutoff 8   as the official samples\n"
                f"  python train.py --resume MODEL --data photos/           {KIMG_MORE:g} kimg of "
@@ -853,6 +823,9 @@ def parse_args(argv=None):
     parser.add_argument("model", metavar="MODEL", type=pathlib.Path, nargs="?",
                         help="where to write it; must not exist (default: FILE with the suffix "
                              ".pt)")
+    parser.add_argument("--generator-only", action="store_true",
+                        help="take the moving average of G alone, to look at: for a file whose D "
+                             "cannot be imported")
     return parser.parse_args(argv)
 
 
@@ -866,12 +839,13 @@ def main(argv=None):
     # .pt; then what FILE is says more than that it exists.
     if typed.model:
         check_out(out)
-    imported = import_file(path)
+    imported = import_file(path, typed.generator_only)
 
     # ---- 2. Write ----
     check_out(out)
     # The 2^20 are for names, numbers and what else torch.save writes beside the tensors.
-    needed = 2 ** 20 + sum(tensor.nbytes for state in imported[2:] for tensor in state.values())
+    needed = 2 ** 20 + sum(tensor.nbytes for state in imported[2:5] if state
+                           for tensor in state.values())
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise UserError(f"{out}: needs {needed / 1e6:.0f} MB, and the disk has {free / 1e6:.0f} "
@@ -880,19 +854,30 @@ def main(argv=None):
     checkpoints.save_checkpoint(out, checkpoint)
 
     # ---- 3. Say what it was, and what can be done with it ----
-    count = [sum(t.numel() for name, t in state.items()
-                 if not name.endswith(".const") and name != "w_avg") / 1e6
-             for state in (imported.generator, imported.discriminator)]
-    r, progress = imported.settings["resolution"], checkpoint["progress"]
-    print(f"{path}: StyleGAN, {r}x{r}, {count[0]:.3g} M parameters in G, {count[1]:.3g} M in D")
+    learned = lambda name: not (foreign_names.is_noise_map(name)
+                                or name in ("w_avg", "path_length_mean"))
+    count = [f"{sum(t.numel() for name, t in state.items() if learned(name)) / 1e6:.3g} M "
+             f"parameters in {network}"
+             for network, state in (("G", imported.generator_ema), ("D", imported.discriminator))
+             if state]
+    settings, progress = imported.settings, checkpoint["progress"]
+    r = settings["resolution"]
+    kind = "StyleGAN2" if settings.get("architecture") == "stylegan2" else "StyleGAN"
+    print(f"{path}: {kind}, {r}x{r}, {', '.join(count)}")
     if imported.lod > 0:
         print(f"from the middle of training: {progress['resolution']} px, {progress['phase']}, "
               f"alpha {progress['alpha']:.2f}")
+    for line in imported.lines:
+        print(f"note: {line}")
+    cutoff = " --cutoff 8" if kind == "StyleGAN" else ""
     print(f"{out}: {out.stat().st_size / 1e6:.0f} MB\n"
-          f"look at it:   python generate.py {out} samples --psi 0.7 --cutoff 8\n"
-          f"train it on:  python train.py --resume {out} --data photos/\n"
-          f"              goes on at {progress['nimg'] / 1000:g} kimg, and ends at "
-          f"{checkpoint['options']['total_kimg']:g}")
+          f"look at it:   python generate.py {out} samples --psi 0.7{cutoff}")
+    if can_be_trained(imported):
+        print(f"train it on:  python train.py --resume {out} --data photos/\n"
+              f"              goes on at {progress['nimg'] / 1000:g} kimg, and ends at "
+              f"{checkpoint['options']['total_kimg']:g}")
+    else:
+        print("it is for looking: train.py needs G, its average and D, and it has not all three")
     return 0
 
 
