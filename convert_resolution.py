@@ -31,9 +31,16 @@ This IS baked in, and is changed here:
   top was cut off makes wrong colours first, and training goes on at its new resolution.
   Proved: ::test_a_lower_to_rgb_is_not_trained_any_more
 
+Compare: StyleGAN2 does not grow, so no fade-in hides a new block at first. G needs none: a picture
+is a sum, and a new to_rgb that is 0 adds nothing. One sees the old picture enlarged, exactly. D
+cannot be exact (`compare_residual_discriminators` says why). Downwards, all to_rgb are up to date,
+but D only ever judged their sum, and a part of it is cut off.
+Proved: ::test_a_new_to_rgb_of_0_keeps_the_picture_exactly,
+        ::test_every_to_rgb_of_stylegan2_is_trained_but_only_the_sum_is_judged
+
 Four questions have no answer in the paper. Each is an option here. experiments/convert.py asked
-them of painted faces, 16 to 32 px: FD-EffLite0 after as many images, smaller is better, the mean of
-three seeds (the table is in docs/results.md):
+them of StyleGAN and painted faces, 16 to 32 px: FD-EffLite0 after as many images, smaller is
+better, the mean of three seeds (the table is in docs/results.md):
 
   the large blocks    from scratch: 118. --donor: 77. A donor's blocks make sharp detail already,
                       and they understood the other network's features; both had learned the same
@@ -56,6 +63,7 @@ import torch
 import torch.nn.functional as F
 
 import stylegan_models as models
+from stylegan_layers import downsample_fir, upsample_fir
 from workshop import UserError, checkpoints, options
 from workshop.checkpoints import CheckpointError
 
@@ -86,15 +94,17 @@ def convert_state(old, wanted, shared, donor=None):
     """(new state dict, Parts): `old` brought to the names of `wanted`, a new network's state dict.
 
     Each tensor comes from `old` up to the resolution `shared`; above, from `donor` or, without one,
-    from `wanted`, which is freshly drawn. The very tensors are handed on, without a copy.
-    Proved: tests/test_convert_resolution.py::test_every_tensor_comes_from_where_it_should
+    from `wanted`, which is freshly drawn. The very tensors are handed on, without a copy. (The only
+    from_rgb of a StyleGAN2's D is missing in files of another resolution. It is drawn then.)
+    Proved: tests/test_convert_resolution.py::test_every_tensor_comes_from_where_it_should,
+            ::test_stylegan2s_from_rgb_is_a_donors_of_that_resolution_or_drawn
     """
     state, parts = {}, Parts([], [], [], [])
     for name, fresh in wanted.items():
-        if resolution_of(name) <= shared:
+        if name in old and resolution_of(name) <= shared:
             state[name] = old[name]
             parts.copied.append(name)
-        elif donor is not None:
+        elif donor is not None and name in donor:
             state[name] = donor[name]
             parts.donated.append(name)
         else:
@@ -102,6 +112,20 @@ def convert_state(old, wanted, shared, donor=None):
             parts.created.append(name)
     parts.dropped.extend(name for name in old if name not in wanted)
     return state, parts
+
+
+def silence_new_to_rgb(G, above):
+    """Let the blocks of a new StyleGAN2 above the resolution `above` add nothing to the picture.
+
+    Compare: in StyleGAN, alpha does this. A to_rgb of 0 has a gradient, and so it moves in the
+            first step; the block before it, in the second.
+    A donor's to_rgb stays as it is: a network that gets back what was cut off is itself again.
+    Proved: tests/test_convert_resolution.py::test_a_silent_block_wakes_in_two_steps,
+            ::test_cut_and_completed_by_itself_stylegan2_is_itself_again
+    """
+    for r, layer in G.synthesis.to_rgb.items():
+        if int(r) > above:
+            torch.nn.init.zeros_(layer.weight)                 # the bias of a new one is 0
 
 
 def convert_adam(optimizer, old_network, new_network, copied):
@@ -220,6 +244,43 @@ def convert_schedule(run, progress, old, new, fade_kimg=None, learning_rate=None
     return run, progress
 
 
+def convert_gamma(run, old, new):
+    """--r1-gamma of a StyleGAN2, as it is typed, for another final resolution.
+
+    If it is the heuristic's (`heuristic_gamma` in workshop/options.py), it follows it, and grows
+    with R^2. Any other was chosen by somebody, and stays. (None, in imported files, is the
+    heuristic, too: train.py works it out.)
+    Proved: tests/test_convert_resolution.py::test_only_a_gamma_of_the_heuristic_follows_it
+    """
+    batch = options.read_table(run["batch"], int)
+    before, after = (options.show(options.heuristic_gamma(r, max(1, batch[r]))) for r in (old, new))
+    return after if run["r1_gamma"] == before else run["r1_gamma"]
+
+
+def convert_single_stage(run, progress, old, new, fade_kimg=None, learning_rate=None):
+    """`convert_schedule` for StyleGAN2.
+
+    Compare: there is one stage, without an end, so the clock is right as it is. --total-kimg: as
+            many images more as a StyleGAN would get, by the run's own --fade-kimg and
+            --stabilize-kimg (our choice, not measured), unless it ends later anyway. fade_kimg is
+            refused by `main`. G's path_length_mean stays: the lengths of an enlarged picture are a
+            little smaller (about 0.85 times, 16 to 32 px), and the mean follows them.
+    Proved: tests/test_convert_resolution.py::test_a_stylegan2_goes_on_in_one_stage,
+            ::test_path_lengths_of_an_enlarged_picture_are_a_little_smaller
+    """
+    fades, stays = (options.read_table(run[key]) for key in ("fade_kimg", "stabilize_kimg"))
+    above = [r for r in models.resolutions_up_to(new) if r > old]
+    more = sum(fades[r] + stays[r] for r in above) if above else stays[new]
+    run = {**run, "resolution": new, "initial_resolution": new,
+           "r1_gamma": convert_gamma(run, old, new),
+           "total_kimg": max(float(run["total_kimg"]), progress["nimg"] / 1000 + more)}
+    if learning_rate is not None:
+        run["learning_rate"] = options.show(learning_rate)
+    progress = {**progress, "resolution": new, "phase": "stabilize", "alpha": 1.0,
+                "steps_since_tick": 0, "sums": torch.zeros_like(progress["sums"])}
+    return run, progress
+
+
 def carry_run(path, checkpoint, result, schedule, networks, copied):
     """Add to `result`, a new checkpoint, what train.py needs beside networks, if there is a run.
 
@@ -233,7 +294,7 @@ def carry_run(path, checkpoint, result, schedule, networks, copied):
         return
     try:
         run, result["progress"] = schedule(checkpoint["options"], checkpoint["progress"])
-        result["options"] = {**run, **result["settings"]}
+        result["options"] = {**run, **{key: result["settings"][key] for key in models.SETTINGS}}
         for key, part in (("optimizer_g", "generator"), ("optimizer_d", "discriminator")):
             result[key] = convert_adam(checkpoint[key], *networks[part], copied[part])
         result["samples"] = convert_samples(checkpoint["samples"], result["settings"]["resolution"])
@@ -254,10 +315,12 @@ class Difference(NamedTuple):
     what: str
     largest: float
     scale: float
-    exact: bool                # must it be 0?
+    exact: bool | None         # must it be 0? None: it is only told
 
     @property
     def good(self):
+        if self.exact is None:
+            return True
         # Where it need not be 0 it was 0, too, wherever this was tried. But enlarging and averaging
         # may hand a convolution its numbers in another order in memory, and a machine may add them
         # in another order then. 1e-6 is some 17 roundings of 2^-24.
@@ -302,6 +365,61 @@ def compare_discriminators(old, new, images, shared):
     return found
 
 
+def resize(images, resolution):
+    """images [N, 3, R, R] by StyleGAN2's FIR, as often as it takes, to [N, 3, resolution, ...]."""
+    while images.shape[-1] < resolution:
+        images = upsample_fir(images)
+    while images.shape[-1] > resolution:
+        images = downsample_fir(images)
+    return images
+
+
+@torch.no_grad()
+def compare_skip_generators(name, old, new, z, shared, donated):
+    """`compare_generators` for StyleGAN2; the images are those of the old final resolution.
+
+    Compare: upwards, the new picture itself is the old one, enlarged by the FIR of the skips.
+    Told, and not demanded: what a donor's blocks add to it; downwards, how far the new picture,
+            the sum so far, is from the old one made smaller.
+    """
+    images, R = old(z, noise_mode="const"), new.synthesis.resolution
+    found = [difference(f"{name}, images of {shared} px", *(
+        network(z, noise_mode="const", resolution=shared) for network in (old, new)), True)]
+    what, exact = "enlarged", False
+    if R == shared:
+        what, exact = "reduced (a part of the sum is cut off)", None
+    elif donated:
+        what, exact = "enlarged (the donor's blocks draw)", None
+    found.append(difference(f"{name}, images of {R} px, to the old ones {what}",
+                            resize(images, R), new(z, noise_mode="const"), exact))
+    return images, found
+
+
+@torch.no_grad()
+def compare_residual_discriminators(old, new, images, shared):
+    """`compare_discriminators` for StyleGAN2; the images are those of the old final resolution.
+
+    Compare: in StyleGAN, alpha 0 leads past the new block, into the old from_rgb. Here from_rgb
+            stands at the final resolution only. The old one is dropped, and the old blocks see what
+            layers make that were drawn, or learned beside others. Zeros do not help. The old
+            from_rgb mixed the small picture's colours, and then came a leaky ReLU. The short way of
+            a new block mixes what is behind one. (morph.py: what solving for a block would take.)
+    So the same FEATURES must get the same score. What became of the images' scores is told.
+    Proved: tests/test_convert_resolution.py::test_stylegan2s_d_is_the_old_one_behind_its_new_layers
+    """
+    def through(D, x, resolutions):
+        for r in resolutions:
+            x = D.blocks[str(r)](x)
+        return x
+    blocks = models.resolutions_up_to(old.resolution)[::-1]                # R, R/2, ... 4
+    kept = models.resolutions_up_to(shared)[::-1]
+    x = through(old, old.from_rgb[str(old.resolution)](images), blocks[:-len(kept)])
+    scores, R = through(old, x, kept), new.resolution
+    ours, told = through(new, x, kept), new(resize(images, R))
+    return [difference(f"D, features of {shared} px to scores", scores, ours, True),
+            difference(f"D, scores of {R} px (another from_rgb)", scores, told, None)]
+
+
 def with_state(network, state):
     """The network with these very tensors (no copies), in eval mode, w_avg standing still."""
     network.load_state_dict(state, assign=True)
@@ -322,18 +440,25 @@ def check_settings(path, settings, new):
         raise UserError(f"{path}: has {new} px already")
 
 
-def load_donor(path, settings, new):
+def load_donor(path, settings, new, keep):
     """The donor's checkpoint, or {} if `path` is None. Adam's moments are left out, for memory.
 
+    keep:   is D kept? (Downwards, a StyleGAN2's D can need a from_rgb, and nothing else can.)
     Errors: UserError unless its blocks fit onto a network with `settings`.
     """
     if path is None:
         return {}
-    if new < settings["resolution"]:
+    down, kind = new < settings["resolution"], settings["architecture"]
+    if down and not (kind == "stylegan2" and keep):
         raise UserError(f"--donor: there is nothing to donate from {settings['resolution']} down "
                         f"to {new} px")
     donor = checkpoints.load_checkpoint(path)
     theirs = donor["settings"]
+    if theirs["architecture"] != kind:
+        raise CheckpointError(f"{path}: a donor that is a {theirs['architecture']} does not fit "
+                              f"onto a {kind}")
+    if down and (theirs["resolution"] != new or "discriminator" not in donor):
+        raise CheckpointError(f"{path}: has no D of {new} px, whose from_rgb could be donated")
     if theirs["resolution"] < new:
         raise CheckpointError(f"{path}: a donor of {theirs['resolution']} px has no blocks for "
                               f"{new} px")
@@ -419,15 +544,17 @@ def parse_args(argv=None):
                     "for python train.py --resume.",
         epilog="Upwards, the resumed run begins with the fade-in of the first new block, where\n"
                "the new network makes exactly the old one's pictures. Downwards, it goes on at\n"
-               "the new resolution. Options of train.py can be given when resuming, for instance\n"
-               "--data, --batch or --total-kimg.")
+               "the new resolution. (A StyleGAN2 does so either way. Its new blocks add nothing\n"
+               "to the pictures at first.) Options of train.py can be given when resuming, for\n"
+               "instance --data, --batch or --total-kimg.")
     table = options.table_of(float)
     parser.add_argument("model", metavar="MODEL", type=pathlib.Path, help="the checkpoint")
     parser.add_argument("resolution", metavar="R", type=options.number_from(1),
                         help="the new final side in pixels, a power of two")
     parser.add_argument("--donor", metavar="MODEL", type=pathlib.Path,
                         help="take the new blocks from this checkpoint, of R px or more and with "
-                             "the same widths (default: drawn at random)")
+                             "the same widths (default: drawn at random); only a StyleGAN2 of "
+                             "just R px has the from_rgb that D needs, too")
     parser.add_argument("--discriminator", choices=("keep", "fresh"), default="keep",
                         help="keep what D has learned, or begin with a new one (default keep)")
     parser.add_argument("--learning-rate", metavar="TABLE", type=table,
@@ -453,7 +580,10 @@ def main(argv=None):
     settings = checkpoint["settings"]
     old = settings["resolution"]
     check_settings(path, settings, new)
-    donor = load_donor(typed.donor, settings, new)
+    donor = load_donor(typed.donor, settings, new, keep)
+    stylegan2 = settings["architecture"] == "stylegan2"
+    if stylegan2 and typed.fade_kimg:
+        raise UserError(f"--fade-kimg: {path} is a StyleGAN2, and nothing fades in there")
     new_settings, shared = {**settings, "resolution": new}, min(old, new)
 
     # ---- 2. The networks: G and its average, which get the same new blocks, and D ----
@@ -461,6 +591,8 @@ def main(argv=None):
     # both in turn, which saves the memory of a second pair.
     torch.manual_seed(typed.seed)
     G, old_G = models.make_generator(new_settings), models.make_generator(settings)
+    if stylegan2:
+        silence_new_to_rgb(G, old)
     wanted, networks = G.state_dict(), {"generator": (old_G, G)}
     result, copied, lines, differences, images = {"settings": new_settings}, {}, [], [], []
     z = torch.randn(1, settings["latent_dim"])
@@ -473,7 +605,8 @@ def main(argv=None):
         wanted = state                 # the same new blocks again; what else was drawn is let go
         lines.append(summary(name, parts, checkpoint[part], state))
         with_state(old_G, checkpoint[part]), with_state(G, state)
-        image, found = compare_generators(name, old_G, G, z, shared)
+        image, found = (compare_generators(name, old_G, G, z, shared) if not stylegan2 else
+                        compare_skip_generators(name, old_G, G, z, shared, bool(parts.donated)))
         images.append(image)
         differences += found
     if "discriminator" in checkpoint:
@@ -487,13 +620,19 @@ def main(argv=None):
         with_state(old_D, checkpoint["discriminator"]), with_state(D, state)
         # D sees the images of G and of its average as one batch, for its minibatch stddev.
         if keep:
-            differences += compare_discriminators(old_D, D, torch.cat(images), shared)
+            compare = compare_residual_discriminators if stylegan2 else compare_discriminators
+            differences += compare(old_D, D, torch.cat(images), shared)
 
     # ---- 3. What a run needs beside its networks ----
+    schedule = convert_single_stage if stylegan2 else convert_schedule
     carry_run(path, checkpoint, result,
-              lambda run, progress: convert_schedule(run, progress, old, new, typed.fade_kimg,
-                                                     typed.learning_rate),
+              lambda run, progress: schedule(run, progress, old, new, typed.fade_kimg,
+                                             typed.learning_rate),
               networks, copied)
+    if stylegan2 and "options" in result:
+        before, after = (file["options"]["r1_gamma"] or "heuristic"
+                         for file in (checkpoint, result))
+        lines.append(f"--r1-gamma     {before} for {old} px -> {after} for {new} px")
 
     # ---- 4. The proof, before anything is written ----
     wrong = next((f"{found.what} differ by {found.largest:.2g} of {found.scale:.2g}: the "

@@ -27,6 +27,13 @@ was made remains in the network.
 Proved: tests/test_morph.py::test_at_the_end_it_is_an_ordinary_block
 
 The last leaky ReLU of D's new block is not blended. It is the old from_rgb's and was there before.
+
+Compare: StyleGAN2 is refused. Its G needs no algebra, since a picture is a sum: a new block whose
+to_rgb is 0 changes nothing, and learns (convert_resolution.py). Its D would need what stands here:
+the short way of the new block at 0, from_rgb, conv0 and conv1 solved for, and the two leaky ReLUs
+between them blended. Then it gives the scores that the old one gives to pictures that the FIR has
+halved (which are blurred, so conv0 or conv1 would have to undo that, too).
+Proved: tests/test_morph.py::test_what_morphing_stylegan2s_d_would_take
 """
 
 import argparse
@@ -523,6 +530,11 @@ def main(argv=None):
     convert.check_out(out, [path])
     checkpoint = checkpoints.load_checkpoint(path)
     settings = checkpoint["settings"]
+    if settings["architecture"] != "stylegan":
+        raise checkpoints.CheckpointError(
+            f"{path}: is a StyleGAN2, whose D would need a residual block that begins linear, and "
+            f"morph.py has none; python convert_resolution.py {path} {2 * settings['resolution']} "
+            f"keeps what G makes, and lets D learn anew")
     now = where_it_stands(path, checkpoint)
     final = max(2 * now, settings["resolution"])
     new_settings = {**settings, "resolution": final}

@@ -16,7 +16,9 @@ from PIL import Image
 import convert_resolution
 import import_checkpoint
 import official
+import stylegan_losses as losses
 import stylegan_models as models
+import tiny
 import train
 from conftest import ROOT, refused, relative
 from convert_resolution import resolution_of
@@ -25,33 +27,42 @@ from workshop.run import new_samples
 
 SMALL = dict(resolution=16, channel_base=64, channel_max=8, latent_dim=8, style_dim=8,
              mapping_dim=8, mapping_layers=2)
+HEURISTIC = "0.0128"                                   # 0.0002 * 16^2 / 4; the batch is 4 at 16 px
 TINY = ("--resolution 16 --channel-base 64 --channel-max 8 --latent-dim 8 --style-dim 8 "
         "--mapping-dim 8 --mapping-layers 2 --batch 4:8,16:4 --r1-interval 3 --fade-kimg 0.1 "
         "--stabilize-kimg 0.1 --total-kimg 0.6 --tick-kimg 0.05 --samples-kimg 0.2 "
         "--checkpoint-kimg 0.07 --device cpu --workers 0").split()
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def finished_run(folder, *arguments):
     """A finished run of train.py, 4 to 16 px, on a few random pictures: its folder."""
-    folder = tmp_path_factory.mktemp("run")
     (folder / "pictures").mkdir()
     rng = np.random.default_rng(0)
     for k in range(20):
         image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
         image.save(folder / "pictures" / f"{k}.png")
-    here = os.getcwd()
-    try:
-        os.chdir(folder)
-        assert train.main(["--data", "pictures", *TINY, "--out", "small"]) == 0
-    finally:
-        os.chdir(here)
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.no_rehearsal(patch)
+        patch.chdir(folder)
+        assert train.main(["--data", "pictures", *TINY, "--out", "small", *arguments]) == 0
     return folder / "small"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return finished_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
 def small(run):
     return run / "checkpoint.pt"
+
+
+@pytest.fixture(scope="module")
+def small2(tmp_path_factory):
+    """The checkpoint of such a run of StyleGAN2, of 16 px, with the gamma of the heuristic."""
+    return finished_run(tmp_path_factory.mktemp("run2"), "--architecture", "stylegan2",
+                        "--total-kimg", "0.2", "--r1-gamma", HEURISTIC) / "checkpoint.pt"
 
 
 @pytest.fixture
@@ -446,13 +457,13 @@ def test_what_cannot_be_done_gets_one_sentence(small, tmp_path, capsys, convert)
             ([small, 1024], "leaves no channel"), ([tmp_path / "none.pt", 32], "no such file"),
             ([tmp_path, 32], "a folder"), ([tmp_path / "damaged.pt", 32], "damaged.pt"),
             ([tmp_path / "text.pt", 32], "not a checkpoint"),
-            ([tmp_path / "later.pt", 32], "stylegan2"),
+            ([tmp_path / "later.pt", 32], "another architecture"),
             ([tmp_path / "broken.pt", 32], "incomplete"),
             ([small, 64, "--donor", tmp_path / "0.pt"], "has no blocks for 64 px"),
             ([small, 32, "--donor", tmp_path / "wide.pt"], "channel_max 4 does not fit"),
             ([small, 32, "--donor", tmp_path / "style.pt"], "style_dim 6 does not fit"),
             ([small, 32, "--donor", tmp_path / "text.pt"], "text.pt: not a checkpoint"),
-            ([small, 32, "--donor", tmp_path / "later.pt"], "stylegan2"),
+            ([small, 32, "--donor", tmp_path / "later.pt"], "another architecture"),
             ([small, 8, "--donor", tmp_path / "0.pt"], "nothing to donate"),
             ([small, 32, "--fade-kimg", "soon"], "neither a number nor a table"),
             ([small, 32, "--fade-kimg", "-1"], "below 0"),
@@ -484,3 +495,264 @@ def test_nothing_is_ever_overwritten(small, tmp_path, capsys, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == before and path.read_bytes() == small.read_bytes()
     assert convert_resolution.main([str(path), "32"]) == 0                     # control
     assert (tmp_path / "small-to-32.pt").is_file()
+
+
+# ---- 6. StyleGAN2 ----
+
+
+def enlarge_slowly(x, times):
+    """x [N, C, R, R] -> the same in float64 with 2^times as many pixels a side: zeros between the
+    pixels, then [1, 3, 3, 1] / 4 in each direction, a pixel at a time."""
+    x = x.double()
+    for _ in range(times):
+        for axis in (2, 3):
+            x = x.movedim(axis, -1)
+            y = torch.zeros(*x.shape[:-1], 2 * x.shape[-1] + 2, dtype=torch.float64)
+            for k in range(x.shape[-1]):
+                y[..., 2 * k:2 * k + 4] += x[..., k:k + 1] * torch.tensor([1, 3, 3, 1]) / 4
+            x = y[..., 1:-1].movedim(-1, axis)
+    return x
+
+
+def test_every_to_rgb_of_stylegan2_is_trained_but_only_the_sum_is_judged():
+    """Lesson: a picture is a sum over all resolutions, so a network whose top is cut off has its
+    colours up to date. But D has never seen a sum that ends earlier: it has one way in."""
+    settings = {**SMALL, "architecture": "stylegan2"}
+    G, D = models.make_generator(settings), models.make_discriminator(settings)
+    D(G(torch.randn(4, 8))).sum().backward()
+    assert {r for r, layer in G.synthesis.to_rgb.items() if layer.weight.grad.any()} == {
+        "4", "8", "16"}
+    assert set(D.from_rgb) == {"16"}
+    with pytest.raises(ValueError, match="16 px"):
+        D(G(torch.randn(4, 8), resolution=8))
+    models.make_discriminator(SMALL)(torch.randn(4, 3, 8, 8))                  # control: StyleGAN's
+
+
+@pytest.mark.parametrize("resolution", [32, 64])
+def test_a_new_to_rgb_of_0_keeps_the_picture_exactly(small2, convert, capsys, resolution):
+    """Lesson: a picture is a sum, and 0 adds nothing to it. Judge: the FIR, a pixel at a time."""
+    new, old = nets(convert(small2, resolution)), nets(small2)
+    said = capsys.readouterr().out
+    for name in ("G", "G_ema"):
+        assert f"{name}, images of 16 px: 0 (" in said
+        assert f"{name}, images of {resolution} px, to the old ones enlarged: 0 (" in said
+    z, times = torch.randn(3, 8), {32: 1, 64: 2}[resolution]
+    with torch.no_grad():
+        for ours, before in zip(new[:2], old[:2]):
+            images = before(z, noise_mode="const")
+            assert torch.equal(ours(z, noise_mode="const", resolution=16), images)
+            enlarged = enlarge_slowly(images, times)
+            assert relative(ours(z, noise_mode="const"), enlarged) <= 1e-6
+            assert torch.equal(ours.w_avg, before.w_avg)
+            assert torch.equal(ours.path_length_mean, before.path_length_mean)
+            assert ours.path_length_mean > 0
+            torch.nn.init.normal_(ours.synthesis.to_rgb["32"].weight)          # control: as drawn
+            assert relative(ours(z, noise_mode="const"), enlarged) > 0.05
+
+
+def test_a_silent_block_wakes_in_two_steps():
+    """Lesson: a to_rgb of 0 lets nothing through, not even gradients; but it has one itself."""
+    settings = {**SMALL, "architecture": "stylegan2", "resolution": 64}
+    G, D = models.make_generator(settings), models.make_discriminator(settings)
+    convert_resolution.silence_new_to_rgb(G, 16)
+    adam, moved = train.new_adam(G), []
+    for _ in range(2):
+        before = {name: p.detach().clone() for name, p in G.named_parameters()}
+        adam.zero_grad()
+        losses.generator_loss(D(G(torch.randn(4, 8)))).backward()
+        adam.step()
+        moved.append({name for name, p in G.named_parameters() if not torch.equal(p, before[name])})
+    rgb = {f"synthesis.to_rgb.{r}.weight" for r in (16, 32, 64)}
+    blocks = [f"synthesis.blocks.{r}.conv1.weight" for r in (16, 32, 64)]
+    assert rgb <= moved[0] and rgb <= moved[1]
+    assert [name in moved[0] for name in blocks] == [True, False, False]
+    assert [name in moved[1] for name in blocks] == [True, True, True]
+
+
+def test_cut_and_completed_by_itself_stylegan2_is_itself_again(small2, convert):
+    """Lesson: a donor gives its blocks with their to_rgb, and D the from_rgb of its resolution. So
+    down and up again is the same network, and up and down again, too."""
+    once, parts = checkpoints.load_checkpoint(small2), ("generator", "generator_ema",
+                                                        "discriminator")
+    for there in (8, 32):
+        path = convert(small2, there)
+        again, without = (checkpoints.load_checkpoint(convert(path, 16, *options))
+                          for options in (["--donor", small2], []))
+        for part in parts:
+            assert tiny.differences(again[part], once[part]) == []
+        lost = {name for part in parts for name in once[part]                  # control
+                if not torch.equal(without[part][name], once[part][name])}
+        assert {"from_rgb.16.weight"} <= lost
+        assert lost <= {"from_rgb.16.weight", "from_rgb.16.bias"} or there == 8
+
+
+def test_stylegan2s_from_rgb_is_a_donors_of_that_resolution_or_drawn(small2, convert):
+    """Lesson: the blocks of a larger donor fit, but it has no way in for smaller pictures. What
+    kept its tensors keeps its moments, and nothing else has any."""
+    scratch = checkpoints.load_checkpoint(convert(small2, 32))["discriminator"]
+    for r in (32, 64):
+        donor = convert(small2, r, "--seed", r)
+        theirs = checkpoints.load_checkpoint(donor)["discriminator"]
+        new = checkpoints.load_checkpoint(convert(small2, 32, "--donor", donor))
+        D, way_in, block = new["discriminator"], "from_rgb.32.weight", "blocks.32.skip.weight"
+        assert torch.equal(D[way_in], (theirs if r == 32 else scratch)[way_in])
+        assert torch.equal(D[block], theirs[block]) and not torch.equal(D[block], scratch[block])
+        names = list(dict(models.make_discriminator(new["settings"]).named_parameters()))
+        old = checkpoints.load_checkpoint(small2)["discriminator"]
+        assert {names[k] for k in new["optimizer_d"]["state"]} == {
+            name for name in names if resolution_of(name) <= 16} == set(old) & set(names)
+
+
+@pytest.mark.parametrize("resolution", [32, 8])
+def test_stylegan2s_d_is_the_old_one_behind_its_new_layers(small2, convert, resolution):
+    """Lesson: its blocks give the same features the same score, to the bit. But images come to them
+    through a new from_rgb, and get another score. Zeros would not help: with only its short way, a
+    block is linear, and what the old blocks want, the old from_rgb's features, is not."""
+    new, old = nets(convert(small2, resolution))[2], nets(small2)[2]
+    shared = min(16, resolution)
+    x = torch.randn(4, new.blocks[str(shared)].conv0.weight.shape[1], shared, shared)
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        scores = []
+        for D in (new, old):
+            y = x
+            for r in models.resolutions_up_to(shared)[::-1]:
+                y = D.blocks[str(r)](y)
+            scores.append(y)
+        assert torch.equal(*scores)
+        resized = convert_resolution.resize(images, resolution)
+        assert resized.shape[-1] == resolution
+        assert relative(new(resized), old(images)) > 0.05
+        if resolution == 32:
+            block = new.blocks["32"]
+            torch.nn.init.zeros_(block.conv1.weight)
+            x = torch.randn(4, block.conv0.weight.shape[1], 32, 32)
+            assert relative(block(-x), -block(x)) < 1e-6
+            assert relative(old.from_rgb["16"](-images), -old.from_rgb["16"](images)) > 0.5
+
+
+@pytest.mark.parametrize("resolution, part, name, words", [
+    (32, 0, "blocks.8.conv1.bias", "G, images of 16 px differ"),
+    (8, 0, "blocks.8.conv1.bias", "G, images of 8 px differ"),
+    (32, 2, "blocks.8.conv1.bias", "D, features of 16 px to scores differ"),
+    (32, 0, "to_rgb.32.bias", "G, images of 32 px, to the old ones enlarged differ")])
+def test_the_program_proves_it_for_stylegan2_too(small2, tmp_path, capsys, monkeypatch, resolution,
+                                                 part, name, words):
+    """Lesson: one number changed by 1e-5, and nothing is written."""
+    honest, calls = convert_resolution.convert_state, []
+
+    def dishonest(*arguments):
+        state, parts = honest(*arguments)
+        calls.append(0)
+        wrong = next((n for n in state if n.endswith(name)), None)
+        if len(calls) - 1 == part:
+            state = {**state, wrong: state[wrong] + 1e-5}
+        return state, parts
+    monkeypatch.setattr(convert_resolution, "convert_state", dishonest)
+    code, said = refused(convert_resolution.main,
+                         [small2, resolution, "--out", tmp_path / "new.pt"], capsys)
+    assert code == 1 and words in said and os.listdir(tmp_path) == []
+
+
+def test_a_stylegan2_goes_on_in_one_stage(small2, tmp_path, convert):
+    """Lesson: there is nothing to fade and nothing to be put around the clock; only the end moves.
+    (--fade-kimg and --stabilize-kimg are 0.1 each.)"""
+    old = checkpoints.load_checkpoint(small2)
+    nimg = old["progress"]["nimg"]
+    for resolution, more in ((32, 0.2), (64, 0.4), (8, 0.1)):
+        new = checkpoints.load_checkpoint(convert(small2, resolution))
+        assert stage_now(new) == (train.Stage(0, math.inf, resolution, False), 1.0)
+        progress, run = new["progress"], new["options"]
+        assert (progress["resolution"], progress["phase"], progress["alpha"]) == (
+            resolution, "stabilize", 1.0)
+        assert progress["nimg"] == nimg
+        assert run["total_kimg"] == pytest.approx(nimg / 1000 + more)
+        assert run["r1_gamma"] == {32: "0.0512", 64: "0.2048", 8: "0.0016"}[resolution]
+        assert run["learning_rate"] == old["options"]["learning_rate"]
+    old["options"]["total_kimg"] = 7.0                 # a run that was stopped before its end
+    old["settings"]["conv_clamp"] = 256.0
+    old["progress"].update(sums=torch.ones_like(old["progress"]["sums"]), steps_since_tick=3)
+    checkpoints.save_checkpoint(tmp_path / "long.pt", old)
+    new = checkpoints.load_checkpoint(convert(tmp_path / "long.pt", 32, "--learning-rate", "0.001"))
+    assert new["options"]["total_kimg"] == 7.0 and new["options"]["learning_rate"] == "0.001"
+    assert new["settings"]["conv_clamp"] == 256.0 and "conv_clamp" not in new["options"]
+    progress = new["progress"]
+    assert not progress["sums"].any() and progress["steps_since_tick"] == 0
+
+
+def test_only_a_gamma_of_the_heuristic_follows_it():
+    """Lesson: 0.0002 R^2 / batch was meant for R; a number that somebody chose was meant."""
+    run = {"batch": "4:8,32:4", "r1_gamma": options.show(options.heuristic_gamma(16, 8))}
+    assert float(convert_resolution.convert_gamma(run, 16, 64)) == pytest.approx(
+        0.0002 * 64 ** 2 / 4)
+    for chosen in ("10", None, "0.0129"):                      # (None: train.py works it out)
+        assert convert_resolution.convert_gamma({**run, "r1_gamma": chosen}, 16, 64) == chosen
+
+
+def test_path_lengths_of_an_enlarged_picture_are_a_little_smaller():
+    """Lesson: y is N(0, 1)/R, so lengths do not grow with the pixels. What makes them smaller is
+    the mean over layers, of which the new ones do nothing yet; so their running mean can stay."""
+    settings = {**SMALL, "architecture": "stylegan2"}
+    small, large = (models.make_generator({**settings, "resolution": r}) for r in (16, 32))
+    convert_resolution.silence_new_to_rgb(large, 16)
+    large.load_state_dict({**large.state_dict(), **small.state_dict()})
+    w = small.mapping(torch.randn(256, 8)).detach()
+    images, ws = [], []
+    for G, layers in ((small, 6), (large, 8)):
+        ws.append(w[:, None].repeat(1, layers, 1).requires_grad_())
+        images.append(G.synthesis(ws[-1], noise_mode="const"))
+    lengths = [losses.path_lengths(x, w).mean().item() for x, w in zip(images, ws)]
+    assert 0.75 < lengths[1] / lengths[0] < 0.9
+    assert 0.9 < lengths[1] / lengths[0] / math.sqrt(6 / 8) < 1.05
+    images = large.synthesis(ws[1], noise_mode="const")        # control: y too large
+    y = torch.randn_like(images) / 16
+    assert losses.path_lengths(images, ws[1], y).mean().item() > 1.5 * lengths[0]
+
+
+@pytest.mark.parametrize("resolution, donor", [(32, False), (32, True), (8, False)])
+def test_a_stylegan2_that_was_converted_is_trained_on(small2, convert, tmp_path, monkeypatch,
+                                                      resolution, donor):
+    """Lesson: all together: the clock goes on, Adam counts on, the new to_rgb begins to draw."""
+    tiny.no_rehearsal(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--donor", convert(small2, resolution, "--seed", 1)] if donor else []
+    path = convert(small2, resolution, *arguments)
+    assert train.main(["--resume", str(path), "--out", "on", "--device", "cpu",
+                       "--total-kimg", "0.24"]) == 0
+    old, begin, end = map(checkpoints.load_checkpoint, (small2, path, "on/checkpoint.pt"))
+    lines = tiny.log_of(tmp_path / "on")
+    assert {(line["resolution"], line["phase"]) for line in lines} == {(resolution, "stabilize")}
+    assert lines[0]["nimg"] > old["progress"]["nimg"] and lines[-1]["nimg"] == 240
+    assert end["generator"]["path_length_mean"] != begin["generator"]["path_length_mean"] > 0
+    name = f"synthesis.to_rgb.{resolution}.weight"
+    assert begin["generator"][name].any() == (resolution == 8)
+    assert end["generator"][name].abs().max() > 0.001
+    G = models.make_generator(end["settings"])
+    steps = {name: int(end["optimizer_g"]["state"][k]["step"])
+             for k, (name, _) in enumerate(G.named_parameters())}
+    more = end["progress"]["step"] - old["progress"]["step"]
+    assert steps["synthesis.blocks.8.conv1.weight"] == end["progress"]["step"]
+    assert steps[name] == more + (old["progress"]["step"] if resolution == 8 else 0)
+
+
+def test_what_cannot_be_done_with_a_stylegan2_gets_one_sentence(small, small2, tmp_path, capsys,
+                                                               convert):
+    """Lesson: and nothing is written."""
+    half = checkpoints.load_checkpoint(convert(small2, 8))
+    checkpoints.save_checkpoint(tmp_path / "ema.pt", {key: half[key] for key in (
+        "settings", "generator_ema")})
+    before = sorted(os.listdir(tmp_path))
+    out = ["--out", tmp_path / "new.pt"]
+    for arguments, message in [
+            ([small2, 32, "--fade-kimg", "1"], "nothing fades in"),
+            ([small2, 8, "--donor", small], "is a stylegan does not fit onto a stylegan2"),
+            ([small, 32, "--donor", convert(small2, 32)],
+             "is a stylegan2 does not fit onto a stylegan"),
+            ([small2, 8, "--donor", small2], "no D of 8 px"),
+            ([small2, 8, "--donor", tmp_path / "ema.pt"], "no D of 8 px"),
+            ([small2, 8, "--donor", tmp_path / "0.pt", "--discriminator", "fresh"],
+             "nothing to donate")]:
+        assert message in sentence(capsys, *arguments, *out), arguments
+    assert sorted({*os.listdir(tmp_path)} - {"2.pt"}) == before
+    assert convert_resolution.main([str(small2), "8", "--donor", str(tmp_path / "0.pt"),
+                                    *map(str, out)]) == 0                      # control

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import shutil
 
 import numpy as np
@@ -19,6 +20,7 @@ import tiny
 import train
 from conftest import refused, relative
 from convert_resolution import resolution_of
+from stylegan_layers import downsample_fir, upsample_fir
 from tiny import differences
 from workshop import checkpoints, machine
 
@@ -543,6 +545,54 @@ def test_pictures_and_numbers_of_a_half_morphed_network(run):
         assert relative(network(inputs, **mode), wanted) < EXACT
         for alpha in (grown, 1.0):                             # controls: faded; ordinary
             assert relative(twin(inputs, alpha=alpha, **mode), wanted) > 0.01
+
+
+def test_a_stylegan2_is_refused_by_name(tmp_path, capsys):
+    """Lesson: it does not grow, by morphing or otherwise. What it is told to type instead works."""
+    settings = {**tiny.SETTINGS, "architecture": "stylegan2"}
+    path = tmp_path / "sg2.pt"
+    checkpoints.save_checkpoint(path, {
+        "settings": settings, "generator_ema": models.make_generator(settings).state_dict()})
+    code, said = refused(morph.main, [path], capsys)
+    assert code == 2 and "is a StyleGAN2, whose D would need" in said
+    assert os.listdir(tmp_path) == ["sg2.pt"]
+    command = re.search(r"python convert_resolution.py (\S+) (\d+) ", said)
+    assert convert_resolution.main([*command.groups(), "--out", str(tmp_path / "x.pt")]) == 0
+    assert checkpoints.load_checkpoint(tmp_path / "x.pt")["settings"]["resolution"] == 32
+    code, said = refused(train.main, ["--architecture", "stylegan2", "--growth", "morph"], capsys)
+    assert code == 2 and "does not grow" in said
+
+
+def test_what_morphing_stylegan2s_d_would_take():
+    """Lesson: with the short way at 0 and two leaky ReLUs linear, the same algebra gives D a block
+    that changes nothing but the size of the picture. What it cannot undo is the blur of the FIR."""
+    settings = dict(channel_base=512, channel_max=8)
+    old, D = (models.ResidualDiscriminator(r, **settings).requires_grad_(False) for r in (8, 16))
+    D.load_state_dict({**D.state_dict(), **{name: x for name, x in old.state_dict().items()
+                                            if "from_rgb" not in name}})
+    old.from_rgb["8"].bias.normal_()
+    rng, root = torch.Generator().manual_seed(0), 2 ** 0.5
+    before, from_rgb, block = old.from_rgb["8"], D.from_rgb["16"], D.blocks["16"]
+    # Two gains of sqrt(2) before conv1, one behind it as in the old from_rgb, the sum's sqrt(1/2).
+    product = morph.at_the_centre(morph.run_time_weight(before)[:, :, 0, 0].t() / root)
+    A, M = (morph.orthonormal(3, 8, rng) for _ in range(2))
+    F0, F1 = (morph.solve(known, what, morph.draw(conv, rng).transpose(0, 1), conv.weight_scale)
+              for known, what, conv in ((A, morph.at_the_centre(M), block.conv0),
+                                        (M, product, block.conv1)))
+    morph.set_layer(from_rgb, A.t()[:, :, None, None])
+    morph.set_layer(block.conv0, F0.transpose(0, 1))
+    morph.set_layer(block.conv1, F1.transpose(0, 1), before.bias * root)
+    block.skip.weight.zero_()
+    images = torch.randn(4, 3, 16, 16)
+    assert relative(D(images), old(downsample_fir(images))) > 0.01             # control: not young
+    for layer in (from_rgb, block.conv0):
+        layer.forward = lambda x, layer=layer: models.EqualizedConv2d.forward(layer, x) * root
+    assert relative(D(images), old(downsample_fir(images))) < EXACT
+    block.skip.weight.normal_()
+    assert relative(D(images), old(downsample_fir(images))) > 0.01             # control
+    block.skip.weight.zero_()
+    small = torch.randn(4, 3, 8, 8)
+    assert relative(D(upsample_fir(small)), old(small)) > 0.01                 # blurred
 
 
 @pytest.mark.parametrize("arguments, words", [
