@@ -9,7 +9,7 @@ Read before: stylegan_losses.py, stylegan_models.py.     Read next: import_check
 Paper:   Grnarova et al. 2019 (arXiv 1811.05512), the duality gap; Heusel et al. 2017 (1706.08500),
          FID; Binkowski et al. 2018 (1801.01401), KID; Kynkaanniemi et al. 2019 (1904.06991),
          precision and recall; Salimans et al. 2016 (1606.03498), inception score; Karras et al.
-         2019 (1812.04948), section 4.1, perceptual path length.
+         2019 (1812.04948), section 4.1, perceptual path length; 2020 (1912.04958), table 1.
 Needs:   torch, numpy, Pillow, tqdm; CPU, CUDA or MPS. For all but the duality gap also a feature
          network, for --plot matplotlib: pip install -r requirements-extra.txt
 Letters: N generated images, M real ones; F features of an image; L style layers; S size of w; R
@@ -147,7 +147,7 @@ def gan_value(G, D, batch, alpha):
 
     Units:   minus one half of `discriminator_loss`, which is 2 ln 2 where M is -ln 2.
     Why no R1: it is no part of the game. It shapes D in training, and a D' that had to stay flat
-             would not be the worst one.
+             would not be the worst one. Nor is StyleGAN2's path length, which shapes G.
     Why not G's loss of training: its gradient is better where D is sure, but it is not M. Adam
              divides by the size of a gradient, and can do with a weak one.
     Why clipped: pictures are clipped when they are kept. Outside of [-1, 1] no real picture ever
@@ -389,6 +389,13 @@ def measure_features(metrics, G, reals, s, features, cache):
 # Differs: 50,000 paths on a GPU and 5,000 on a CPU (--images), where the official code walks
 #   100,000; and it always looks only at the middle, where FFHQ has its faces, here --ppl-crop.
 #   Numbers can be compared with the paper's if LPIPS is the distance and, for faces, with the crop.
+#
+# StyleGAN2 trains with a relative of PPL, its path length (part 4 of stylegan_losses.py; in the log,
+# path_length). That one sees pixels where PPL sees what an eye does. And its penalty does not ask
+# for short paths, but for paths that are equally long everywhere. PPL falls with it: 158.0 without,
+# 122.5 with it (its table 1, rows C and D). The numbers of that table are of whole pictures and, in
+# w, of the ends of paths: t = 0. Along paths they are larger: StyleGAN's table 3 has 234 along them
+# and 196 at their ends.
 
 EPSILON = 1e-4
 PPL_SIZE = 256
@@ -507,7 +514,8 @@ RESULTS = {
         "fid", "distance between the clouds of real and generated features, each taken for a "
         "Gaussian", "squared feature units, 0 or more",
         "0 for the same cloud; two halves of one picture set show what is possible at this number "
-        "of images; FFHQ at 1024 px: 4.4 (paper, 50,000 images). Compare only at equal numbers",
+        "of images; FFHQ at 1024 px, 50,000 images: StyleGAN 4.4, StyleGAN2 2.84 (papers). Compare "
+        "only at equal numbers",
         "whether blur or missing kinds of pictures cause it; pictures learned by heart; anything "
         "that its network does not see", "not known", 100, 2048, "it is biased upwards, since the "
         "covariance of that many features is estimated from them"),

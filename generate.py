@@ -6,16 +6,18 @@
 
 Read before: stylegan_models.py.     Read next: project.py
 Paper:   Karras et al. 2019, "StyleGAN" (arXiv 1812.04948): figures 2 (samples), 3 (mixing), 4 and 5
-         (noise), 8 (truncation); Karras et al. 2018, "ProGAN" (arXiv 1710.10196), figure 1
-         (resolutions); Shen and Zhou 2021, "SeFa" (arXiv 2007.06600) (directions).
+         (noise), 8 (truncation); Karras et al. 2018, "ProGAN" (arXiv 1710.10196), figure 1, and
+         Karras et al. 2020, "StyleGAN2" (arXiv 1912.04958), figure 8 (resolutions); Shen and Zhou
+         2021, "SeFa" (arXiv 2007.06600) (directions).
 Needs:   torch, torchvision, numpy, Pillow, tqdm; a CPU is enough; for .mp4 also imageio-ffmpeg.
 Letters: N images in the batch; n faces; L style layers; S size of w; R pixels a side. Images lie in
          [-1, 1].
 
 Training only shows that the losses move. What each part of the architecture is FOR shows here: the
 styles in `mixing`, the mapping network and w_avg in `truncation`, the noise inputs in `noise`, the
-growing in `resolutions`, the shape of w in `directions` and `interpolate`. Above each figure's code
-stands which figure of which paper it remakes, and what the paper saw in it.
+growing (in StyleGAN2 the skips) in `resolutions`, the shape of w in `directions` and `interpolate`.
+Above each figure's code stands which figure of which paper it remakes, and what the paper saw in
+it. All but `resolutions` are the same for StyleGAN2: it has styles, w_avg and noise inputs, too.
 
 A face is named by a seed or by a file. A seed is a number that stands for one z, the same one on
 every machine and in every figure; so a face that was met in one figure can be looked up in another.
@@ -39,7 +41,7 @@ import stylegan_models as models
 from evaluate import slerp
 from project import read_w, spread_of_w
 from stylegan_dataloader import to_pixels
-from stylegan_layers import AdaIN, NoiseInput
+from stylegan_layers import AdaIN, ModulatedConv2d, ModulatedToRGB, NoiseInput, upsample_fir
 from workshop import UserError, figures, machine, video
 from workshop.faces import (
     face_options, fill_in, key_of, layers_from, name_of, numbers_from, spelled, strength)
@@ -105,8 +107,9 @@ def z_of_seeds(seeds, latent_dim):
 
     Why:    the official code draws z in this way for its figures 3 and 8, so with imported weights
             and its psi the seeds that people know give the faces that they know. (For figure 2 it
-            draws all z from one seed.) numpy promises the stream of RandomState for all time, on
-            every machine; torch promises its own for one version.
+            draws all z from one seed; StyleGAN2's has one seed a face everywhere.) numpy promises
+            the stream of RandomState for all time, on every machine; torch promises its own for one
+            version.
     Proved: tests/test_generate.py::test_a_seed_means_the_same_z_everywhere
     """
     draws = [np.random.RandomState(seed).standard_normal(latent_dim) for seed in seeds]
@@ -265,7 +268,13 @@ def mixing_ranges(layers):
 
 
 def resolution_of(layer):
-    """The resolution whose block holds a style layer: two a block, from 4 px up."""
+    """The resolution of the features that a style layer scales: two layers each, from 4 px up.
+
+    In StyleGAN they are the two AdaINs of a block. In StyleGAN2 a style scales what goes INTO its
+    convolution. So the second layer of 4 px is the first convolution of the 8 px block, together
+    with the to_rgb of 4 px.
+    Proved: tests/test_generate.py::test_a_style_layer_belongs_to_the_features_that_it_scales
+    """
     return 4 * 2 ** (layer // 2)
 
 
@@ -478,6 +487,8 @@ def resolutions_figure(model, o):
             The second row of each face has the contrast of the last column, so that the drawing
             shows all the same.
     """
+    if isinstance(model.G, models.SkipGenerator):              # StyleGAN2
+        return skips_figure(model, o)
     side, levels = tile_side(model.resolution), models.resolutions_up_to(model.resolution)
     check_figure(o.out, 2 * len(o.faces), len(levels), side)
     ws, keys = ws_of(model, o.faces), [key_of(face) for face in o.faces]
@@ -499,32 +510,110 @@ def resolutions_figure(model, o):
                        f"{model.how()}", rows)
 
 
+# ---- 6, in StyleGAN2: what does each block add? (StyleGAN2, figure 8) ------------------------
+
+FACES_MEASURED = 64
+
+
+def sums_so_far(model, ws, keys):
+    """Yield for each face its pictures at 4x4, 8x8, ..., [3, r, r] each: the sum up to there."""
+    for part in in_rows(range(len(ws)), model.batch):
+        yield from zip(*(render(model, ws[part], [keys[k] for k in part], resolution=r)
+                         for r in models.resolutions_up_to(model.resolution)))
+
+
+def parts_of(sums):
+    """What each to_rgb added to a face: each sum, without the one before, enlarged."""
+    return [sums[0], *(new - upsample_fir(old[None])[0] for old, new in zip(sums, sums[1:]))]
+
+
+def shares_of(faces):
+    """How much each resolution adds: the standard deviation of its pixels; all sum to 1, [levels].
+
+    Shapes: faces: a stream of lists as `parts_of` gives them.
+    Units:  of each colour, around its own mean over all pixels and faces; then the RMS of the three
+            colours. So a to_rgb's bias counts for nothing: it could stand in any other, as well.
+    Proved: tests/test_generate.py::test_shares_are_standard_deviations_and_biases_have_none
+    """
+    moments = torch.stack([torch.stack([torch.stack([x.mean((1, 2)), x.square().mean((1, 2))])
+                                        for part in face for x in [part.cpu().double()]])
+                           for face in faces])                             # [n, levels, 2, 3]
+    mean, squares = moments.mean(dim=0).unbind(dim=1)                      # [levels, 3] each
+    deviations = (squares - mean.square()).mean(dim=1).clamp(min=0).sqrt()
+    return deviations / deviations.sum()
+
+
+def skips_figure(model, o):
+    """`resolutions` of StyleGAN2: the picture as a sum, and what each resolution adds to it.
+
+    Remakes: figure 8 of the StyleGAN2 paper at one moment of a training: the standard deviation of
+            what each to_rgb adds, as its share of all. (There over 1024 faces, here over 64.)
+    Look for: a picture that is there early and becomes sharper. While the network is young the
+            coarse resolutions make nearly all of it, as if it grew; later the finer ones take over
+            (section 4.2). In the paper 1024 px never came to lead, as one would expect it to: the
+            network was too small to use it. So config F has twice the channels there.
+            The second row of each face has what is added alone. Its contrast is that of the whole
+            picture, so that what is weak can be seen; the share says how weak.
+    Proved: tests/test_generate.py::test_a_picture_of_stylegan2_is_the_sum_of_its_parts
+    """
+    side, levels = tile_side(model.resolution), models.resolutions_up_to(model.resolution)
+    check_figure(o.out, 2 * len(o.faces), len(levels), side)
+    seeds = list(range(FACES_MEASURED))
+    measured = machine.progress_bar(sums_so_far(model, ws_of(model, seeds), seeds),
+                                    total=len(seeds), desc="shares")
+    shares, rows = shares_of(map(parts_of, measured)), []
+    for face, sums in zip(o.faces, sums_so_far(model, ws_of(model, o.faces),
+                                               [key_of(face) for face in o.faces])):
+        added = [figures.match_contrast(part, sums[-1]) for part in parts_of(sums)]
+        rows += [Row([to_tile(image, side) for image in sums], name_of(face), space=len(rows) > 0),
+                 Row([to_tile(image, side) for image in added], "what is added,\nlast column's\n"
+                     "contrast")]
+    rows[0] = rows[0]._replace(captions=[f"{r} px adds\n{100 * share:.1f} %"
+                                         for r, share in zip(levels, shares)])
+    return draw_figure(f"Resolutions: the sum of the colours so far, and what each adds (its share "
+                       f"of the standard deviations, {len(seeds)} faces). {model.how()}", rows)
+
+
 # ---- 7. directions: what do the styles listen to? (SeFa) -------------------------------------
 
 
-def style_matrix(model, first, last):
-    """A [sum of 2C, S]: the style weights of layers first..last, as the network uses them.
+def styles_of(G, layer):
+    """The affine maps "A" that a style layer's w goes into.
 
+    One AdaIN's in StyleGAN. In StyleGAN2 the next convolution's, and to_rgb's at every second
+    layer; the last layer has only to_rgb.
+    """
+    style_layers = [part for part in G.synthesis.blocks.modules()
+                    if isinstance(part, (AdaIN, ModulatedConv2d))]
+    heard_by, to_rgb = style_layers[layer:layer + 1], G.synthesis.to_rgb[str(resolution_of(layer))]
+    if layer % 2 and isinstance(to_rgb, ModulatedToRGB):
+        heard_by.append(to_rgb)
+    return [part.style for part in heard_by]
+
+
+def style_matrix(model, first, last):
+    """A [M, S]: the style weights of layers first..last, as the network uses them.
+
+    Shapes: M is the number of styles: 2C a layer with C channels in StyleGAN; in StyleGAN2 one for
+            each channel that goes into a convolution or to_rgb.
     Units:  with their run-time scale. It is the same for all layers of a network (gain 1, the same
             S), so here it changes the eigenvalues and not the directions; but A is then the map
             that the network applies, and |A n| the change of the styles.
     """
-    rows = []
-    for layer in range(first, last + 1):
-        block = model.G.synthesis.blocks[str(resolution_of(layer))]
-        style = [part for part in block.modules() if isinstance(part, AdaIN)][layer % 2].style
-        rows.append(style.weight.detach().cpu().double() * style.weight_scale)     # [2C, S]
-    return torch.cat(rows)
+    return torch.cat([style.weight.detach().cpu().double() * style.weight_scale    # [2C or C, S]
+                      for layer in range(first, last + 1)
+                      for style in styles_of(model.G, layer)])
 
 
 def sefa(matrix):
     """The directions n, |n| = 1, that change the styles most, and by how much.
 
-    Why:    moving w by n changes the styles by A n, whatever w is: the affine map of AdaIN is
-            linear. So the directions of largest |A n|^2 = n^T (A^T A) n are the eigenvectors of
+    Why:    moving w by n changes the styles by A n, whatever w is: the map from w to styles is
+            affine. So the directions of largest |A n|^2 = n^T (A^T A) n are the eigenvectors of
             A^T A, and no image has to be made or labelled to find them.
     Paper:  Shen and Zhou 2021 (arXiv 2007.06600), the closed-form factorization.
-    Differs: their published code scales every row of A to length 1 first. We do not.
+    Differs: their published code scales every row of A to length 1 first. We do not. And of
+            StyleGAN2's to_rgb it asks only the last; we ask all.
     Shapes: matrix [M, S] -> directions [S, S], one a row, the strongest first; eigenvalues [S].
     Units:  the sign is arbitrary; each direction's largest entry is made positive, so that a figure
             does not flip between machines.
@@ -659,7 +748,8 @@ def truncation_options(psi=True):
         # wants on a poster and not when looking for errors.
         group.add_argument("--psi", metavar="PSI", type=strength, default=1.0,
                            help="truncation: 1 is none, which shows all that the network does "
-                           "(default); the official pictures are shown with 0.7 and --cutoff 8")
+                           "(default); the official pictures are shown with 0.7 and --cutoff 8, "
+                           "StyleGAN2's with 0.5")
     group.add_argument("--cutoff", metavar="LAYERS", type=number_from(0), default=None,
                        help="truncate only so many layers, from the first (default: all)")
     group.set_defaults(psi=1.0)

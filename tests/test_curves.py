@@ -99,6 +99,21 @@ def test_the_drawing_has_one_line_for_each_curve():
     assert list(losses[0].get_ydata()) == [1.3] * 20 and list(losses[1].get_ydata()) == [0.7] * 20
 
 
+@needs_matplotlib
+def test_path_lengths_have_a_panel_where_there_are_any():
+    """Lesson: a log of StyleGAN2 has a path length in the lines in whose steps one was due. The
+    root of the penalty has its unit. Nothing grows, and nothing is said of hatching."""
+    log = [{**one, "resolution": 8, "phase": "stabilize", "path_length": 2.0 if k % 2 else None,
+            "path_penalty": 0.25 if k % 2 else None} for k, one in enumerate(LOG)]
+    figure = curves.draw_run(log, [line()], "title")
+    assert len(figure.axes) == 5 and figure.axes[4].get_ylabel() == "FD-x"
+    length, root = figure.axes[3].lines
+    assert list(length.get_ydata()) == [2.0] * 10 and list(root.get_ydata()) == [0.5] * 10
+    assert "hatched" not in figure.axes[4].get_xlabel()
+    figure = curves.draw_run(LOG, [line()], "title")                             # control
+    assert len(figure.axes) == 4 and "hatched" in figure.axes[3].get_xlabel()
+
+
 # ---- 3. the program ----
 
 

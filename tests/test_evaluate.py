@@ -34,6 +34,7 @@ from workshop.painted_faces import paint_face
 SETTINGS = dict(resolution=16, channel_base=64, channel_max=8, latent_dim=8, style_dim=8,
                 mapping_dim=8, mapping_layers=2)
 CPU = torch.device("cpu")
+both = pytest.mark.parametrize("architecture", ["stylegan", "stylegan2"])
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,11 @@ def faces(tmp_path_factory):
     return dataset
 
 
-def networks():
+def networks(architecture="stylegan", **more):
     """Untrained networks, whose noise inputs do something."""
+    settings = {**SETTINGS, "architecture": architecture, **more}
     torch.manual_seed(0)
-    G, D = models.make_generator(SETTINGS), models.make_discriminator(SETTINGS)
+    G, D = models.make_generator(settings), models.make_discriminator(settings)
     for name, parameter in G.named_parameters():
         if name.endswith("strength"):
             parameter.data.fill_(0.5)
@@ -187,20 +189,24 @@ def test_the_worst_generator_still_makes_pictures():
     assert worse.worst_g < judge - 2
 
 
-def test_the_value_has_no_penalty_and_is_the_papers():
+@pytest.mark.parametrize("architecture, alpha", [("stylegan", 0.7), ("stylegan2", 1.0)])
+def test_the_value_has_no_penalty_and_is_the_papers(architecture, alpha):
     """Lesson: M = 1/2 E log sigmoid D(x) + 1/2 E log(1 - sigmoid D(G(z))), the formula in float64;
-    R1, which is in the loss of training, is not in it."""
-    nets, s = networks(), evaluate.Settings(16, 0.7)
+    R1 and path length, which are in the losses of training, are not in it."""
+    nets, s = networks(architecture), evaluate.Settings(16, alpha)
     batch = next(evaluate.gan_batches(data_like(16), 1, 8, 8, s, 1))
     G, D = nets["generator"], nets["discriminator"]
-    ours = evaluate.gan_value(G, D, batch, 0.7)
+    ours = evaluate.gan_value(G, D, batch, alpha)
     torch.manual_seed(batch[3])
-    fakes = G(batch[1], batch[2], resolution=16, alpha=0.7).clamp(-1, 1)
-    real_scores, fake_scores = (D(x, 0.7).double() for x in (batch[0], fakes))
+    fakes = G(batch[1], batch[2], resolution=16, alpha=alpha).clamp(-1, 1)
+    real_scores, fake_scores = (D(x, alpha).double() for x in (batch[0], fakes))
     judge = (real_scores.sigmoid().log().mean() + (1 - fake_scores.sigmoid()).log().mean()) / 2
     assert ours.item() == pytest.approx(judge.item(), abs=1e-6)
-    reals = batch[0].clone().requires_grad_()
-    assert losses.r1_penalty(D(reals, 0.7), reals) > 1e-3                  # control: it is not 0
+    reals = batch[0].clone().requires_grad_()                              # control: they are not 0
+    assert losses.r1_penalty(D(reals, alpha), reals) > 1e-3
+    ws = G.styles(batch[1], batch[2], 6)
+    lengths = losses.path_lengths(G.synthesis(ws), ws)
+    assert losses.path_length_penalty(lengths, torch.zeros(())) > 1e-3
 
 
 def data_like(resolution):
@@ -216,10 +222,11 @@ def data_like(resolution):
     return Pictures()
 
 
-def test_opponents_are_copies_that_start_from_the_current_weights():
+@both
+def test_opponents_are_copies_that_start_from_the_current_weights(architecture):
     """Lesson: a search from scratch would measure how fast a network learns; one on the networks
     themselves (a "copy" that is none) would disturb the training."""
-    nets, s = frozen(networks()), evaluate.Settings(16)
+    nets, s = frozen(networks(architecture)), evaluate.Settings(16)
     G_now, D_now = nets["generator"], nets["discriminator"]
     before = copy.deepcopy(G_now.state_dict()), copy.deepcopy(D_now.state_dict())
     learners = []
@@ -299,11 +306,12 @@ def test_both_values_are_read_with_the_same_random_numbers():
     assert found.error < unpaired
 
 
-@pytest.mark.parametrize("resolution, alpha", [(4, 1.0), (8, 0.3), (16, 1.0)])
-def test_the_gap_is_measured_at_every_resolution(faces, resolution, alpha):
+@pytest.mark.parametrize("architecture, resolution, alpha", [
+    ("stylegan", 4, 1.0), ("stylegan", 8, 0.3), ("stylegan", 16, 1.0), ("stylegan2", 16, 1.0)])
+def test_the_gap_is_measured_at_every_resolution(faces, architecture, resolution, alpha):
     """Lesson: also in the middle of a fade, with the reals as D saw them in training. It says what
     it cost, and the same call gives the same number."""
-    nets = networks()
+    nets = networks(architecture)
     reals = {"adversary": faces(resolution, 0, 100), "test": faces(resolution, 100, 200)}
     s = evaluate.Settings(resolution, alpha, dg_steps=4, dg_batch=8)
     (record,), (again,), (other,) = (evaluate.evaluate(("duality_gap",), nets, reals, one)
@@ -315,14 +323,15 @@ def test_the_gap_is_measured_at_every_resolution(faces, resolution, alpha):
     assert other["value"] != record["value"]                               # control
 
 
-def test_the_gap_is_that_of_the_float32_networks(faces):
+@both
+def test_the_gap_is_that_of_the_float32_networks(faces, architecture):
     """Lesson: bfloat16 has 3 digits; with it the gap would also measure rounding. --precision is
     for training, and measuring leaves it as it was."""
     reals = {"adversary": faces(16, 0, 64), "test": faces(16, 64, 128)}
     s, found = evaluate.Settings(16, dg_steps=3, dg_batch=8), []
     batch = next(evaluate.gan_batches(data_like(16), 1, 8, 8, s, 1))
     for precision in ("fp32", "bf16"):
-        nets = networks()
+        nets = networks(architecture)
         G, D = nets["generator"], nets["discriminator"]
         exact = evaluate.gan_value(G, D, batch, 1.0)
         machine.set_precision(G, D, precision)
@@ -330,6 +339,23 @@ def test_the_gap_is_that_of_the_float32_networks(faces):
         rounded = evaluate.gan_value(G, D, batch, 1.0)
     assert found[0] == found[1]
     assert rounded != exact                                    # control; the run keeps its hooks
+
+
+def test_a_network_with_a_limit_is_measured_with_it():
+    """Lesson: files of StyleGAN2-ADA ask for all features to be cut off ("conv_clamp"). That is a
+    part of the network, unlike the hooks of --precision and --compile."""
+    nets = networks("stylegan2", conv_clamp=0.1)
+    G, D = nets["generator"], nets["discriminator"]
+    z, images = torch.randn(2, 8), torch.rand(2, 3, 16, 16) * 2 - 1
+    exact = G(z, noise_mode="const"), D(images)
+    machine.set_precision(G, D, "bf16")
+    judged = frozen(nets)
+    assert torch.equal(judged["generator"](z, noise_mode="const"), exact[0])
+    assert torch.equal(judged["discriminator"](images), exact[1])
+    assert not torch.equal(G(z, noise_mode="const"), exact[0])             # control: bfloat16
+    free = frozen(networks("stylegan2"))                                   # control: no limit
+    assert not torch.allclose(free["generator"](z, noise_mode="const"), exact[0], atol=1e-3)
+    assert not torch.allclose(free["discriminator"](images), exact[1], atol=1e-3)
 
 
 def test_opponents_learn_from_one_part_and_are_read_on_another(faces):
@@ -679,14 +705,16 @@ def test_ppl_sees_256_pixels_of_the_face(monkeypatch):
     assert made == [(512, False)] * 2 + [(512, True)] * 2
 
 
-def test_ppl_draws_noise_as_the_official_code_does():
+@both
+def test_ppl_draws_noise_as_the_official_code_does(architecture):
     """Lesson: new noise maps for every batch of paths, the same for both ends and all images of it.
     With other noise at the two ends, PPL would measure the noise."""
-    nets, seen = networks(), []
+    nets, seen = networks(architecture), []
     G = nets["generator_ema"]
     before = copy.deepcopy(G.state_dict())
     hooked = measuring.frozen_copy(G)
-    layer = next(m for m in hooked.synthesis.modules() if isinstance(m, NoiseInput))
+    name, layer = next((name, module) for name, module in hooked.named_modules()
+                       if isinstance(module, NoiseInput))
     layer.register_forward_pre_hook(lambda module, inputs: seen.append(
         (module.const.clone(), inputs[1])))
     evaluate.measure_ppl(hooked, evaluate.Settings(16, images=6, batch=2), PIXELS)
@@ -696,7 +724,7 @@ def test_ppl_draws_noise_as_the_official_code_does():
     # evaluate() measures a copy: the run's own maps stay.
     evaluate.evaluate(("ppl",), nets, {}, evaluate.Settings(16, images=2), PIXELS)
     assert same(G.state_dict(), before)
-    assert not torch.equal(seen[0][0], before["synthesis.blocks.4.noise0.const"])          # control
+    assert not torch.equal(seen[0][0], before[f"{name}.const"])            # control
 
 
 def test_path_lengths_need_no_float64_on_the_device():
@@ -993,10 +1021,8 @@ def test_what_can_be_refused_is_refused_before_pictures_are_packed(tmp_path, cap
 # ---- 6. the program ----
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def train_and_measure(folder, *more):
     """The folder of a run of 400 images, up to 8 px, of some pictures, measured at its end."""
-    folder = tmp_path_factory.mktemp("run")
     arguments = ("--resolution 8 --channel-base 32 --channel-max 8 --latent-dim 8 --style-dim 8 "
                  "--mapping-dim 8 --mapping-layers 2 --batch 8 --fade-kimg 0.1 --stabilize-kimg "
                  "0.1 --total-kimg 0.4 --tick-kimg 0.02 --checkpoint-kimg 1 --samples-kimg 1 "
@@ -1008,8 +1034,13 @@ def run(tmp_path_factory):
         assert train.main([
             *arguments, "--out", str(folder / "run"), "--cache", str(folder / "cache"),
             "--data", str(save_pictures(folder / "photos")),
-            "--evaluate-features", str(save_network(folder / "mine.pt"))]) == 0
+            "--evaluate-features", str(save_network(folder / "mine.pt")), *more]) == 0
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train_and_measure(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
@@ -1071,6 +1102,18 @@ def test_a_line_of_metrics_jsonl_is_enough_to_repeat_it(run, capsys):
     gap = {line["dg_batch"]: line["value"] for line in before if line["metric"] == "duality_gap"}
     assert len(gap) == 2 and len(set(gap.values())) == 2
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in measured))
+
+
+def test_a_run_of_stylegan2_is_measured_on_its_way_and_afterwards(tmp_path):
+    """Lesson: the same numbers from the same lines, since it is the same call."""
+    run = train_and_measure(tmp_path, "--architecture", "stylegan2", "--channel-max", "4")
+    measured = lines_of(run)
+    assert [line["metric"] for line in measured] == ["duality_gap", "KID-mine", "PPL-mine-z",
+                                                     "PPL-mine-w"]
+    for line in measured[:3]:
+        assert evaluate.main(command_of(line, run)) == 0
+    again = {line["metric"]: line["value"] for line in lines_of(run)[4:]}
+    assert again == {line["metric"]: line["value"] for line in measured}
 
 
 @pytest.mark.parametrize("arguments, changed", [

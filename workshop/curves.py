@@ -169,7 +169,7 @@ def check(path):
 
 
 def plot_run(run, path):
-    """Losses, scores, R1 and metrics of a run over kimg, with the phases of growth behind them.
+    """Losses, scores, penalties and metrics of a run over kimg, the phases of growth behind them.
 
     Returns the path.   Errors: UserError as `check`, and without a log.
     """
@@ -195,13 +195,14 @@ def save(figure, path):
 def draw_run(log, metrics, title):
     from matplotlib.figure import Figure                       # no window, no global state
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-    groups = panels_of(metrics)
-    figure = Figure(figsize=(10, 1.9 * (3 + len(groups)) + 0.6), layout="constrained")
-    panels = figure.subplots(3 + len(groups), 1, sharex=True, squeeze=False)[:, 0]
-    kimg = [line["nimg"] / 1000 for line in log]
+    groups, kimg = panels_of(metrics), [line["nimg"] / 1000 for line in log]
+    has_paths = any(line.get("path_length") is not None for line in log)       # StyleGAN2
+    count = 3 + has_paths + len(groups)
+    figure = Figure(figsize=(10, 1.9 * count + 0.6), layout="constrained")
+    panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
 
-    def draw(panel, key, label, colour):
-        points = [(x, line[key]) for x, line in zip(kimg, log) if line.get(key) is not None]
+    def draw(panel, key, label, colour, shown=float):
+        points = [(x, shown(line[key])) for x, line in zip(kimg, log) if line.get(key) is not None]
         if points:
             panel.plot(*zip(*points), label=label, color=colour, linewidth=1.3,
                        marker="." if len(points) < 40 else None)
@@ -226,7 +227,14 @@ def draw_run(log, metrics, title):
         panels[2].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panels[2].yaxis.set_minor_formatter(NullFormatter())
     panels[2].set_ylabel("R1")
-    for panel, (label, names) in zip(panels[3:], groups.items()):
+    if has_paths:
+        # The penalty is a mean square. Its root has the unit of the lengths: how far they are from
+        # their running mean, which starts at 0. It is small if G stretches w everywhere alike.
+        draw(panels[3], "path_length", "mean", "tab:brown")
+        draw(panels[3], "path_penalty", "root of the penalty", "tab:pink", math.sqrt)
+        panels[3].set_ylim(bottom=0)
+        panels[3].set_ylabel("path length")
+    for panel, (label, names) in zip(panels[3 + has_paths:], groups.items()):
         draw_metrics(panel, label, names, metrics)
     for panel in panels:
         for first, last, resolution, growing in phases_of(log):
@@ -243,7 +251,8 @@ def draw_run(log, metrics, title):
         panels[0].annotate(f"{resolution} px", ((spans[0][0] + spans[-1][1]) / 2, 1), (0, 3),
                            xycoords=("data", "axes fraction"), textcoords="offset points",
                            ha="center", fontsize=9)
-    panels[-1].set_xlabel("thousands of real images shown to D (kimg); hatched: a block grows")
+    grown = "; hatched: a block grows" * any(phase[3] for phase in phases_of(log))
+    panels[-1].set_xlabel(f"thousands of real images shown to D (kimg){grown}")
     figure.suptitle(title, fontsize=11)
     return figure
 

@@ -54,13 +54,16 @@ def on_its_own(seed, device):
 def frozen_copy(player):
     """A deep copy that does not learn, keeps its w_avg, and computes in float32.
 
-    The hooks by which a run computes in bfloat16 or compiles (workshop/machine.py) are dropped.
-    Proved:  tests/test_evaluate.py::test_the_gap_is_that_of_the_float32_networks
+    The hooks by which a run computes in bfloat16 or compiles (workshop/machine.py) are dropped. A
+    limit of the features stays: it is a part of the network (`clamp_features`, stylegan_models.py).
+    Proved:  tests/test_evaluate.py::test_the_gap_is_that_of_the_float32_networks,
+             ::test_a_network_with_a_limit_is_measured_with_it
     """
     player = copy.deepcopy(player).eval().requires_grad_(False)
     for module in player.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if hook.__module__ == machine.__name__]:
+                del hooks[key]
     return player
 
 
