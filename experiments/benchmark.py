@@ -4,9 +4,12 @@
                                   one training iteration, beside another checkout of this program
     python experiments/benchmark.py iteration --peer rosinality=FOLDER dulaku=FOLDER
                                   ... beside other implementations
+    python experiments/benchmark.py iteration --architecture stylegan2 --peer ada=FOLDER
+                                  ... of StyleGAN2
     python experiments/benchmark.py memory     kept or given back (keep_freed_memory in machine.py)
     python experiments/benchmark.py gradients  written by hand or autograd's (fast_gradients.py)
     python experiments/benchmark.py parts      the table of milliseconds in fast_gradients.py
+    python experiments/benchmark.py modulation the two forms of modulated_convolution
     python experiments/benchmark.py cost       seconds and memory by resolution and batch; the work
     python experiments/benchmark.py loader     how fast pictures come, and how fast they are needed
     python experiments/benchmark.py profile    where the time of an iteration goes, by operation
@@ -16,21 +19,24 @@ differ by a few percent from run to run. So what is to be compared is measured i
 processes in turn, --rounds times; and what is compared are the medians.
 
 --against takes the root of another checkout, old or new; its own benchmark measures it. Peers are
-fetched elsewhere and not changed: github.com/rosinality/style-based-gan-pytorch and
-github.com/dulaku/StyleGAN-for-Humans. Their networks and losses run in loops written here, since
-their training scripts need CUDA or an older PyTorch.
+fetched elsewhere and not changed: github.com/rosinality/style-based-gan-pytorch,
+github.com/dulaku/StyleGAN-for-Humans and, for StyleGAN2, github.com/NVlabs/stylegan2-ada-pytorch.
+Their networks and losses run in loops written here, since their training scripts need CUDA or an
+older PyTorch.
 
 Needs:   what train.py needs. A CPU; no GPU is used.
 """
 
 import argparse
 import copy
+import functools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 from unittest import mock
 
@@ -55,6 +61,20 @@ PAPER = dict(resolution=1024, channel_base=8192, channel_max=512, latent_dim=512
 # All do the same work: networks of 1024 px and the paper's widths, of which the blocks up to the
 # resolution are used; D on reals and on fakes with R1 in every step, D's Adam; G on new fakes, G's
 # Adam; the average of G's weights. Two styles are mixed. Losses are not printed.
+#
+# StyleGAN2: networks of just the resolution (they do not grow), and widths of its config E. R1 is
+# due in every 16th step, path length, with half of the batch, in every 4th. So an iteration has
+# parts, timed apart: [(share, part), ...]. Its time is the sum of share * time, the mean over 16
+# steps of a run. The other implementation gives each penalty a step of its own; ours adds it to a
+# step that is made anyway.
+# Proved: tests/test_experiments.py::test_the_shares_of_the_parts_make_16_steps_of_a_run
+
+
+def settings_of(architecture, resolution):
+    """PAPER, or for StyleGAN2 the same widths in a network of just the resolution."""
+    if architecture == "stylegan2":
+        return {**PAPER, "architecture": architecture, "resolution": resolution}
+    return PAPER
 
 
 class Player:
@@ -71,30 +91,40 @@ class Player:
         self.G_opt, self.D_opt = train.new_adam(self.G), train.new_adam(self.D)
         self.team = machine.Team(CPU)
 
-    def step(self, reals, r1_factor, mixes=None):
+    def step(self, reals, r1_factor, path_factor=None, mixes=None):
         n, resolution = reals.shape[0], reals.shape[-1]
         z = torch.randn(2, n, 2, self.settings["latent_dim"])
         if mixes is None:
             mixes = torch.zeros(2, n, models.num_style_layers(resolution), dtype=torch.long)
         train.training_step(self.G, self.D, self.G_opt, self.D_opt, reals, z, mixes, 1.0,
-                            r1_factor, 1, self.team)
+                            r1_factor, path_factor, 1, self.team)
 
 
 def random_reals(batch, resolution, memory_format=torch.channels_last):
     return torch.rand(batch, 3, resolution, resolution).to(memory_format=memory_format)
 
 
-def ours(batch, resolution, words):
-    """A function that does one iteration. words: of "fp32", "bf16", "compile", "returned"."""
+def ours(batch, resolution, words, architecture):
+    """The parts of an iteration. words: of "fp32", "bf16", "compile", "returned"."""
     if "returned" not in words:
         machine.keep_freed_memory()
-    player = Player(PAPER, "bf16" if "bf16" in words else "fp32", "compile" in words)
+    player = Player(settings_of(architecture, resolution), "bf16" if "bf16" in words else "fp32",
+                    "compile" in words)
     mixer = iter(data.StyleMixer(models.num_style_layers(resolution), batch))
 
-    def iteration():
-        player.step(random_reals(batch, resolution), 5.0, torch.stack([next(mixer), next(mixer)]))
+    def step(r1_factor, path_factor):
+        player.step(random_reals(batch, resolution), r1_factor, path_factor,
+                    torch.stack([next(mixer), next(mixer)]))
         train.update_ema(player.G_ema, player.G, 0.999)
-    return iteration
+    return parts_of_ours(step, architecture)
+
+
+def parts_of_ours(step, architecture):
+    """[(share, part)]. StyleGAN2: plain + (with R1 - plain)/16 + (with path length - plain)/4."""
+    if architecture == "stylegan":
+        return [(1, lambda: step(5.0, None))]
+    return [(1 - 1 / 16 - 1 / 4, lambda: step(None, None)), (1 / 16, lambda: step(80.0, None)),
+            (1 / 4, lambda: step(None, 8.0))]
 
 
 def rosinality(batch, resolution, folder):
@@ -129,7 +159,7 @@ def rosinality(batch, resolution, folder):
         with torch.no_grad():
             for average, current in zip(G_ema.parameters(), G.parameters()):
                 average.mul_(0.999).add_(current, alpha=0.001)
-    return iteration
+    return [(1, iteration)]
 
 
 def dulaku(batch, resolution, folder):
@@ -167,31 +197,83 @@ def dulaku(batch, resolution, folder):
         with torch.no_grad():
             for average, current in zip(G_ema.parameters(), G.parameters()):
                 average.copy_(0.999 * average + 0.001 * current)
-    return iteration
+    return [(1, iteration)]
+
+
+def ada(batch, resolution, folder):
+    """stylegan2-ada-pytorch: its networks and its loss, in the phases of its training_loop.py.
+
+    On a CPU its compiled operations fall back to its reference ones by themselves. Its channel_base
+    is twice ours. Left out, to its advantage: the search for NaN in the gradients of every phase.
+    """
+    sys.path.insert(0, folder)
+    sys.modules.setdefault("requests", types.ModuleType("requests"))       # it is for downloads
+    from training.loss import StyleGAN2Loss
+    from training.networks import Discriminator, Generator
+    images = dict(c_dim=0, img_resolution=resolution, img_channels=3)
+    widths = dict(channel_base=2 * PAPER["channel_base"], channel_max=PAPER["channel_max"],
+                  num_fp16_res=0, conv_clamp=None)
+    G = Generator(z_dim=512, w_dim=512, mapping_kwargs=dict(num_layers=8),
+                  synthesis_kwargs=widths, **images)
+    D = Discriminator(epilogue_kwargs=dict(mbstd_group_size=4), **widths, **images)
+    G_ema = copy.deepcopy(G).eval()
+    loss = StyleGAN2Loss(CPU, G.mapping, G.synthesis, D, style_mixing_prob=0.9, pl_batch_shrink=2,
+                         pl_weight=2)
+    G_opt, D_opt = (
+        torch.optim.Adam(network.parameters(), lr=0.0025 * k / (k + 1),
+                         betas=(0.0, 0.99 ** (k / (k + 1))), eps=1e-8)
+        for network, k in ((G, 4), (D, 16)))
+    for network in (G, D, G_ema):
+        network.requires_grad_(False)
+    none = torch.zeros(batch, 0)                               # labels
+
+    def phase(name, network, optimizer, interval):
+        reals, z = torch.rand(batch, 3, resolution, resolution), torch.randn(batch, 512)
+        optimizer.zero_grad(set_to_none=True)
+        network.requires_grad_(True)
+        loss.accumulate_gradients(name, reals, none, z, none, sync=True, gain=interval)
+        network.requires_grad_(False)
+        optimizer.step()
+
+    def average():
+        with torch.no_grad():
+            for averaged, current in zip(G_ema.parameters(), G.parameters()):
+                averaged.copy_(current.lerp(averaged, 0.999))
+            for averaged, current in zip(G_ema.buffers(), G.buffers()):
+                averaged.copy_(current)
+    return [(1, lambda: phase("Gmain", G, G_opt, 1)), (1 / 4, lambda: phase("Greg", G, G_opt, 4)),
+            (1, lambda: phase("Dmain", D, D_opt, 1)), (1 / 16, lambda: phase("Dreg", D, D_opt, 16)),
+            (1, average)]
+
+
+PEERS = {"rosinality": ("stylegan", rosinality), "dulaku": ("stylegan", dulaku),
+         "ada": ("stylegan2", ada)}
 
 
 def one(o):
     """One implementation, in this process: prints seconds of each iteration, and peak MB."""
     batch, resolution = o.batch, o.resolution[0]
-    if o.name in ("rosinality", "dulaku"):
-        iteration = {"rosinality": rosinality, "dulaku": dulaku}[o.name](batch, resolution,
-                                                                        o.folder)
+    if o.name in PEERS:
+        parts = PEERS[o.name][1](batch, resolution, o.folder)
     else:
-        iteration = ours(batch, resolution, o.name.split())
+        parts = ours(batch, resolution, o.name.split(), o.architecture)
     times = []
     for _ in range(o.count + (2 if "ours" in o.name else 1)):  # the first warm up
-        started = time.perf_counter()
-        iteration()
-        times.append(time.perf_counter() - started)
+        times.append(0.0)
+        for share, part in parts:
+            started = time.perf_counter()
+            part()
+            times[-1] += share * (time.perf_counter() - started)
     print(json.dumps({"times": times[-o.count:], "peak": machine.peak_memory_mb(CPU)}))
 
 
-def measured(script, name, batch, resolution, count, folder=""):
+def measured(script, name, batch, resolution, count, folder="", architecture="stylegan"):
     """What `one` of a benchmark script prints, from a process of its own."""
-    result = subprocess.run(
-        [sys.executable, str(script), "one", name, "--batch", str(batch), "--resolution",
-         str(resolution), "--count", str(count), "--folder", str(folder)],
-        stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, str(script), "one", name, "--batch", str(batch), "--resolution",
+               str(resolution), "--count", str(count), "--folder", str(folder)]
+    if architecture != "stylegan":                             # older checkouts refuse the option
+        command += ["--architecture", architecture]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if result.returncode:
         raise UserError(f"{script}: could not measure {name!r}")
     return json.loads(result.stdout.splitlines()[-1])
@@ -206,7 +288,8 @@ def in_turn(rows, o):
         found = {label: {"times": [], "peak": 0.0} for label in rows}
         for _ in range(o.rounds):
             for label, (script, name, folder) in rows.items():
-                result = measured(script, name, o.batch, resolution, o.count, folder)
+                result = measured(script, name, o.batch, resolution, o.count, folder,
+                                  o.architecture)
                 found[label]["times"] += result["times"]
                 found[label]["peak"] = max(found[label]["peak"], result["peak"])
         first = next(iter(rows))
@@ -234,8 +317,10 @@ def iteration(o):
                      for precision in o.precision})
     for peer in o.peer:
         name, _, folder = peer.partition("=")
-        if name not in ("rosinality", "dulaku") or not Path(folder).is_dir():
-            raise UserError(f"--peer {peer}: give rosinality=FOLDER or dulaku=FOLDER")
+        known = [known for known, (of, _) in PEERS.items() if of == o.architecture]
+        if name not in known or not Path(folder).is_dir():
+            raise UserError(f"--peer {peer}: with --architecture {o.architecture}, give "
+                            + " or ".join(f"{known}=FOLDER" for known in known))
         rows[name] = (__file__, name, Path(folder).resolve())
     in_turn(rows, o)
 
@@ -294,10 +379,10 @@ def loader(o):
     player = Player({name: chosen[name] for name in models.SETTINGS})
     resolutions = models.resolutions_up_to(o.largest)
 
-    def step(resolution, with_r1):
+    def step(resolution, due):
         player.step(random_reals(chosen["batch"][resolution], resolution),
-                    1.0 if with_r1 else None)
-    speeds, _ = machine.rehearse(step, resolutions, chosen["batch"], chosen["r1_interval"],
+                    None if due is None else 1.0)
+    speeds, _ = machine.rehearse(step, resolutions, chosen["batch"], [chosen["r1_interval"]],
                                  player.team.agreed)
     print(f"{'px':>5}{'loader, images/s':>18}{'step, images/s':>16}{'times':>8}")
     with tempfile.TemporaryDirectory() as cache:
@@ -318,17 +403,17 @@ def loader(o):
 
 
 def profile(o):
-    """Of one iteration after two others: the operations that take most of it."""
+    """Of each part of an iteration, after two others: the operations that take most of it."""
     from torch.profiler import ProfilerActivity
-    iteration = ours(o.batch, o.resolution[0], [o.precision[0]])
-    iteration(), iteration()
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as seen:
-        iteration()
-    events = sorted(seen.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in events)
-    print(f"{total / 1e6:.2f} s in all")
-    for event in events[:20]:
-        print(f"{100 * event.self_cpu_time_total / total:6.1f} %{event.count:7}  {event.key}")
+    for share, part in ours(o.batch, o.resolution[0], [o.precision[0]], o.architecture):
+        part(), part()
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as seen:
+            part()
+        events = sorted(seen.key_averages(), key=lambda event: -event.self_cpu_time_total)
+        total = sum(event.self_cpu_time_total for event in events)
+        print(f"\n{total / 1e6:.2f} s in all, of which an iteration has {share}")
+        for event in events[:20]:
+            print(f"{100 * event.self_cpu_time_total / total:6.1f} %{event.count:7}  {event.key}")
 
 
 # ==== Part 3: gradients by hand, and the parts ================================================
@@ -387,7 +472,8 @@ def autograd_convolve(x, weight):
 
 
 def autograd_blur(x):
-    return F.conv2d(x, fast_gradients.blur_kernel(x.shape[1]), padding=1, groups=x.shape[1])
+    kernel = fast_gradients.filter_kernel(*fast_gradients.BLUR, x.shape[1])
+    return F.conv2d(x, kernel, padding=1, groups=x.shape[1])
 
 
 def autograd_leaky_relu(x):
@@ -472,6 +558,39 @@ def training_steps():
               f"   {times[1] / times[0]:.2f} times", flush=True)
 
 
+def path_length_backward(function, x, weight, style):
+    """What path length asks of a layer of StyleGAN2: gradients of gradients at its inputs."""
+    y = function(x, weight, style)
+    with fast_gradients.input_gradients_only():
+        gradients = torch.autograd.grad(y.square().sum(), (x, style), create_graph=True)
+    sum(gradient.square().sum() for gradient in gradients).backward()
+
+
+def modulation(o):
+    """Kernels modulated, or images: `modulated_convolution` says which and why."""
+    machine.keep_freed_memory()
+    print(f"milliseconds, batch {o.batch}\n{'':32}{'forward + backward':>25}{'path length':>25}\n"
+          f"{'':32}" + 2 * f"{'images':>9}{'kernels':>8}{'ratio':>8}")
+    sizes = ((512, 8), (512, 16), (512, 32), (256, 64), (64, 16), (64, 32))
+    for kernel, up in ((3, False), (3, True), (1, False)):
+        for channels, side in sizes:
+            out = channels if kernel == 3 else 3
+            side = side // 2 if up else side
+            x, weight = channels_last(o.batch, channels, side, side), channels_last(
+                out, channels, kernel, kernel)
+            style = torch.randn(o.batch, channels).requires_grad_()
+            label = f"{kernel}x{kernel}{' up' if up else ''}, {channels} to {out} at {side} px"
+            print(f"{label:32}", end="")
+            for measure in (forward_backward, path_length_backward):
+                images, kernels = (
+                    milliseconds(lambda: measure(functools.partial(
+                        layers.modulated_convolution, demodulate=kernel == 3, up=up,
+                        modulate=modulate), x, weight, style))
+                    for modulate in ("images", "kernels"))
+                print(f"{images:9.2f}{kernels:8.2f}{kernels / images:8.2f}", end="")
+            print(flush=True)
+
+
 def parts(o):
     machine.keep_freed_memory()
     training_steps()
@@ -485,7 +604,8 @@ def parts(o):
 
 def main(argv=None):
     whats = {"iteration": iteration, "memory": memory, "gradients": gradients, "parts": parts,
-             "cost": cost, "loader": loader, "profile": profile, "one": one}
+             "modulation": modulation, "cost": cost, "loader": loader, "profile": profile,
+             "one": one}
     parser = options.OneLineParser(prog="benchmark.py", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
     counts = options.number_from(1)
@@ -502,7 +622,10 @@ def main(argv=None):
     parser.add_argument("--against", type=Path, metavar="FOLDER",
                         help="iteration: another checkout of this program, measured in turn")
     parser.add_argument("--peer", nargs="*", default=[], metavar="NAME=FOLDER",
-                        help="iteration: rosinality=FOLDER, dulaku=FOLDER")
+                        help="iteration: rosinality=FOLDER, dulaku=FOLDER; of StyleGAN2: "
+                        "ada=FOLDER")
+    parser.add_argument("--architecture", choices=("stylegan", "stylegan2"), default="stylegan",
+                        help="iteration, memory, profile (default stylegan)")
     parser.add_argument("--resolution", type=resolutions, default=[32], metavar="LIST",
                         help="iteration, memory, profile (default 32)")
     parser.add_argument("--precision", type=lambda text: text.split(","), default=["fp32"],

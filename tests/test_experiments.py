@@ -43,8 +43,8 @@ def counted(r1_factor):
         with Counter() as counter:
             # (Adam of torch 2.10 reads a number, and on "meta" there is none.)
             G_opt, D_opt = (torch.optim.SGD(network.parameters(), lr=0.0) for network in (G, D))
-            train.training_step(G, D, G_opt, D_opt, reals, z, mixes, 1.0, r1_factor, 1,
-                                machine.Team(META))
+            train.training_step(G, D, G_opt, D_opt, reals, z, mixes, 1.0, r1_factor, None,
+                                1, machine.Team(META))
     return counter.flop / 4 / 1e9
 
 
