@@ -390,8 +390,8 @@ def measure_features(metrics, G, reals, s, features, cache):
 #   100,000; and it always looks only at the middle, where FFHQ has its faces, here --ppl-crop.
 #   Numbers can be compared with the paper's if LPIPS is the distance and, for faces, with the crop.
 #
-# StyleGAN2 trains with a relative of PPL, its path length (part 4 of stylegan_losses.py; in the log,
-# path_length). That one sees pixels where PPL sees what an eye does. And its penalty does not ask
+# StyleGAN2 trains with a relative of PPL, its path length (stylegan_losses.py, part 4; path_length
+# in the log). That one sees pixels where PPL sees what an eye does. And its penalty does not ask
 # for short paths, but for paths that are equally long everywhere. PPL falls with it: 158.0 without,
 # 122.5 with it (its table 1, rows C and D). The numbers of that table are of whole pictures and, in
 # w, of the ends of paths: t = 0. Along paths they are larger: StyleGAN's table 3 has 234 along them

@@ -12,7 +12,7 @@ run takes about as long as StyleGAN's. Minutes are the CPU's, of one thread and 
 so that it does not matter what else the machine does (but for its caches). Three seeds: a
 difference smaller than that between the seeds of one row says nothing.
 
-FD-EffLite0 and KID-EffLite0 by evaluate.py, smaller is better, and precision and recall.
+FD-EffLite0 and KID-EffLite0 by evaluate.py; smaller is better.
 
 Needs:    pip install -r requirements-extra.txt
 [MACHINE] 2 CPU cores: an hour and a half (estimated). More cores: --jobs. A GPU is not used, since
@@ -36,7 +36,7 @@ import workshop.run
 from workshop import UserError, curves, options
 
 ARMS = ("stylegan", "stylegan2")
-METRICS = ("FD-EffLite0", "KID-EffLite0", "Precision-EffLite0", "Recall-EffLite0")
+METRICS = ("FD-EffLite0", "KID-EffLite0")
 
 
 def train_in_cpu_time(words):
@@ -55,7 +55,7 @@ def plan(arms, seeds, more):
             jobs[name] = (["experiments/architectures.py", "train", "--architecture", arm,
                            "--seed", seed, "--out", name, "--device", "cpu", *more], [], kept)
             jobs[f"measure-{name}"] = (
-                ["evaluate.py", kept, "--metrics", "fid,kid,precision_recall", "--features",
+                ["evaluate.py", kept, "--metrics", "fid,kid", "--features",
                  "efficientnet-lite0", "--images", 2048, "--device", "cpu"], [kept],
                 Path(name, "metrics.jsonl"))
     return jobs

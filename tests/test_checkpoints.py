@@ -240,3 +240,21 @@ def test_a_fading_network_comes_back_at_its_resolution_and_alpha(tmp_path):
         with pytest.raises(checkpoints.CheckpointError, match="no resolution and alpha") as caught:
             loaded(progress=progress)
         assert str(path) in str(caught.value)
+
+
+def test_a_stylegan2_stands_at_its_final_resolution(tmp_path):
+    """Lesson: it does not grow. A file that says otherwise is refused before a network is called so
+    that it cannot be."""
+    path, settings = tmp_path / "g.pt", {**SMALL, "architecture": "stylegan2"}
+    good = {"settings": settings, "generator_ema": models.make_generator(settings).state_dict()}
+    final = SMALL["resolution"]
+
+    def loaded(resolution, alpha, phase):
+        checkpoints.save_checkpoint(path, {**good, "progress": {
+            "resolution": resolution, "alpha": alpha, "phase": phase}})
+        return checkpoints.load_networks(path)
+
+    assert loaded(final, 1.0, "stabilize").resolution == final             # control
+    for progress in ((final, 0.5, "fade"), (final, 1.0, "morph"), (final // 2, 1.0, "stabilize")):
+        with pytest.raises(checkpoints.CheckpointError, match="no resolution and alpha"):
+            loaded(*progress)

@@ -175,8 +175,10 @@ def test_a_run_leaves_what_the_readme_promises(finished):
     lines = tiny.log_of(folder)
     assert lines[-1]["nimg"] == 600 and lines[-1]["resolution"] == 16 and lines[-1]["alpha"] == 1
     assert {line["phase"] for line in lines} == {"fade", "stabilize"}
-    for key in (*run.LOGGED, "images_per_second", "seconds_per_kimg", "peak_memory_mb"):
+    for key in (*run.LOGGED[:5], "sample_distance", "real_distance", "images_per_second",
+                "seconds_per_kimg", "peak_memory_mb"):
         assert all(key in line for line in lines)
+    assert not any("path_length" in line for line in lines)    # nobody asked for its penalty
     grids = sorted((folder / "samples").glob("0*.png"))
     assert [g.name for g in grids] == ["000000200.png", "000000400.png", "000000600.png"]
     for grid in (*grids, folder / "samples" / "reals.png"):
@@ -196,7 +198,7 @@ def test_the_log_means_what_it_says(finished):
     for line in lines:
         steps = torch.stack(said[begin:line["step"]])
         begin = line["step"]
-        for k, name in enumerate(run.LOGGED[:-1]):
+        for k, name in enumerate(run.LOGGED[:4]):
             assert line[name] == pytest.approx(steps[:, k].mean().item(), rel=1e-5)
         of_r1 = steps[steps[:, 5] == 1]
         assert (line["r1"] is None) == (len(of_r1) == 0)
@@ -429,8 +431,8 @@ def test_a_run_that_explodes_stops_and_keeps_the_last_good_checkpoint(
                        "--out", "run"]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    for word in (f"step {at},", f"{at * 8 / 1000} kimg", "8 px", "alpha", "no longer finite", "--learning-rate",
-                 f"{pathlib.Path('run/checkpoint.pt')} is from before that"):
+    for word in (f"step {at},", f"{at * 8 / 1000} kimg", "8 px", "alpha", "no longer finite",
+                 "--learning-rate", f"{pathlib.Path('run/checkpoint.pt')} is from before that"):
         assert word in said, said
     kept = checkpoints.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     assert kept["progress"]["step"] == last_good

@@ -184,6 +184,9 @@ def load_networks(path, device="cpu", parts=("generator_ema",)):
             resolution = checkpoint["options"]["initial_resolution"]
         if resolution not in models.resolutions_up_to(final) or not 0 <= alpha <= 1:
             raise ValueError
+        if checkpoint["architecture"] == "stylegan2" and (          # which does not grow
+                (resolution, alpha) != (final, 1) or progress.get("phase", "") == "morph"):
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: its progress names no resolution and alpha that this "
                               f"network has") from None

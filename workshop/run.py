@@ -5,7 +5,7 @@ Needs:   torch, torchvision, numpy, Pillow, tqdm, tensorboard.
 
 A run's folder:
   settings.json       the command that repeats the run, and where it was resumed
-  log.jsonl           a line a tick: losses, speed, memory      (also as TensorBoard events)
+  log.jsonl           a line a tick: losses, variety, speed, memory       (also for TensorBoard)
   metrics.jsonl       a line a measurement (--evaluate-kimg)
   samples/            reals.png; the same z after as many images as the name says
   checkpoint.pt       the newest; checkpoint-R.pt: when resolution R was finished
@@ -187,7 +187,8 @@ class Run:
         self.sums = torch.zeros(len(LOGGED), device=o.device)          # since the last tick
         self.steps_since_tick = 0
         self.samples = new_samples(o)
-        self.real_distances, self.collapsed = {}, False        # of the last status line
+        self.collapsed = False                                 # as the last status line saw it
+        self.real_distances = {}                               # {(resolution, alpha): distance}
         self.folder = self.board = self.measure = None
 
     def start(self, checkpoint, training_step):

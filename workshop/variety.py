@@ -26,10 +26,10 @@ def mean_distance(images):
             would keep 20 % of the distance then. So it keeps 4 %.
     Shapes: images [n, 3, R, R] -> a number; 0 for a single image.
     Units:  of pixel values, clipped to [-1, 1] as in a picture: black and white are 2 apart.
-    Differs: noise does not count if it is the same for all images (`noise_mode="const"`). In
-            pictures of sand or grass it would be most of what differs, and G seems poor.
+    Known:  noise that is the same for all images (`noise_mode="const"`) is no variety. So where
+            most of what differs is left to noise (sand, grass), a good G has little of it, too.
     Proved: tests/test_variety.py::test_the_distance_is_the_mean_over_all_pairs,
-            ::test_one_odd_picture_is_not_variety
+            ::test_one_odd_picture_is_not_variety, ::test_noise_is_no_variety
     """
     values = images.clamp(-1, 1).flatten(1)                                # [n, 3 R R]
     distances = torch.pdist(values) / values.shape[1] ** 0.5               # [n (n - 1) / 2]
@@ -41,13 +41,13 @@ def is_collapse(samples, reals, before):
 
     before: was it so at the last status line. Then it lasts until they are half as far apart as
             the reals, or a value beside the limit would be a collapse again and again.
-    Why:    a young G needs no allowance: at random weights its pictures are farther apart than
-            real ones. So a small distance has always been a larger one.
-            Proved: tests/test_variety.py::test_a_new_generator_has_not_collapsed
-    Differs: from mode collapse, of which this is the last stage. A G that makes k pictures in turn
-            keeps 1 - 1/k of the distance: half of it for two, which is not noticed here. Recall
-            (evaluate.py) notices.
-            Proved: tests/test_variety.py::test_two_pictures_in_turn_keep_half_of_the_distance
+    Why:    a young G needs no allowance. At random weights its pictures are farther apart than
+            faces are; so a small distance has always been a larger one.
+    Known:  only the end of a collapse is seen. A G that makes k pictures in turn keeps 1 - 1/k of
+            the distance: half of it for two. Recall (evaluate.py) asks for more.
+    Proved: tests/test_variety.py::test_a_collapse_lasts_until_half_of_the_distance_is_back,
+            ::test_a_new_generator_has_not_collapsed,
+            ::test_two_pictures_in_turn_keep_half_of_the_distance
     """
     return samples < reals * (RECOVERED if before else COLLAPSED)
 
@@ -55,7 +55,8 @@ def is_collapse(samples, reals, before):
 def accusation(samples, reals, o, resolution, older):
     """Two lines that call a collapse by name and say what to try. older: checkpoints to go on from.
 
-    Proved: tests/test_variety.py::test_a_run_that_collapses_is_told_once_what_to_try
+    Proved: tests/test_variety.py::test_a_run_that_collapses_is_told_once_what_to_try,
+            ::test_a_collapse_names_the_last_finished_resolution
     """
     r1_gamma, learning_rate, batch = (options.show(table[resolution])
                                       for table in (o.r1_gamma, o.learning_rate, o.batch))
