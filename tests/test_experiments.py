@@ -15,6 +15,7 @@ from conftest import ROOT
 from workshop import machine, options
 
 sys.path.append(str(ROOT / "experiments"))                     # last: it has a morph.py of its own
+import architectures
 import benchmark
 import convert
 from experiments import morph
@@ -57,7 +58,29 @@ def test_the_work_of_a_step_is_counted_right():
     assert with_r1 > 1.2 * without                             # control: far more than 1 %
 
 
-@pytest.mark.parametrize("plan", [lambda: convert.plan(0.5, None), lambda: morph.plan(0.5)])
+def test_the_shares_of_the_parts_make_16_steps_of_a_run():
+    """Lesson: a rare penalty counts by its share. 16 steps of train.py's rule cost as much as 16
+    times the parts that are timed, each with its share."""
+    def cost(r1_factor, path_factor):
+        costs.append(1.0 + 3.0 * (r1_factor is not None) + 2.0 * (path_factor is not None))
+
+    costs = []
+    parts = benchmark.parts_of_ours(cost, "stylegan2")
+    for _, part in parts:
+        part()
+    timed = sum(share * found for (share, _), found in zip(parts, costs))
+    preset, costs = options.STYLEGAN2, []
+    for step in range(16):
+        cost(1.0 if step % preset["r1_interval"] == 0 else None,
+             1.0 if step % preset["path_interval"] == 0 else None)
+    assert 16 * timed == pytest.approx(sum(costs))
+    assert 1 < timed < 3                                       # control: neither none nor all
+    assert len(benchmark.parts_of_ours(cost, "stylegan")) == 1
+
+
+@pytest.mark.parametrize("plan", [
+    lambda: convert.plan(0.5, None), lambda: morph.plan(0.5),
+    lambda: architectures.plan(architectures.ARMS, ("1", "2", "3"), ["--r1-gamma", "1"])])
 def test_every_command_of_an_experiment_can_be_typed(plan):
     """Lesson: an option that was renamed is found now, and not after an hour of training."""
     jobs, typed = plan(), 0
@@ -66,6 +89,8 @@ def test_every_command_of_an_experiment_can_be_typed(plan):
         assert all(any(file == job[2] for job in jobs.values()) for file in needed)
         if words[0] == "experiments/morph.py":                 # it runs train.py in its own process
             words = ["train.py", *words[3:]]
+        if words[0] == "experiments/architectures.py":
+            words = ["train.py", *words[2:]]
         if words[0] == "train.py":
             wanted = options.parse_args(words[1:])
             if "resume" not in wanted:

@@ -246,14 +246,14 @@ def test_path_length_takes_the_batch_of_ds_turn_again(monkeypatch):
     each part of the batch."""
     G, D = tiny.networks(architecture="stylegan2")
     optimizers = [tiny.Recorder(network.parameters(), lr=0.0) for network in (G, D)]
-    z, mixes, seen = torch.randn(2, 4, 2, 8), torch.randint(0, 2, (2, 4, 6)), []
+    z, mixes, seen, numbers = torch.randn(2, 4, 2, 8), torch.randint(0, 2, (2, 4, 6)), [], []
     turns = {name: getattr(train, name) for name in ("generator_turn", "path_length_turn")}
     monkeypatch.setattr(train, "path_length_turn", lambda G, *given: seen.append(
-        ("path", *given)) or turns["path_length_turn"](G, *given))
+        ("path", *given)) or numbers.append(turns["path_length_turn"](G, *given)) or numbers[-1])
     monkeypatch.setattr(train, "generator_turn", lambda G, D, *given: seen.append(
         ("G", *given[:2])) or turns["generator_turn"](G, D, *given))
     for factor, accumulate in ((None, 1), (3.0, 1), (3.0, 2)):
-        seen.clear()
+        seen.clear(), numbers.clear()
         said = train.training_step(G, D, *optimizers, torch.rand(4, 3, 16, 16), z, mixes, 1.0, None,
                                    factor, accumulate, tiny.ALONE)
         said = dict(zip(LOGGED, said.tolist(), strict=True))
@@ -264,6 +264,9 @@ def test_path_length_takes_the_batch_of_ds_turn_again(monkeypatch):
             wanted += [("path", z[0, p::accumulate], mixes[0, p::accumulate], 3.0)
                        for p in range(accumulate)]
         assert tiny.differences(seen, wanted) == []
+        if factor:                                             # the step says the mean of the parts
+            assert [said["path_length"], said["path_penalty"]] == pytest.approx(
+                torch.stack(numbers).mean(dim=0).tolist())
     assert tiny.differences(z[0], z[1])                        # control: they differ
 
 
