@@ -365,7 +365,7 @@ def _gradients_of_a_process(process, folder, architecture):
     team.share_weights(layer)
     said = [torch.tensor(team.agreed(process)), layer.weight.data]
     torch.save(said, folder / f"said{process}.pt")
-    team.leave(0)                                      # as a run does: gloo can abort on its way out
+    team.leave(0)                                      # as a run does: gloo can abort at its end
 
 
 @pytest.mark.parametrize("architecture, buffers", [("stylegan", 1), ("stylegan2", 2)])
