@@ -21,6 +21,8 @@ import contextlib
 import torch
 import torch.nn.functional as F
 
+from workshop import winograd
+
 LEAKY_SLOPE = 0.2             # of every leaky ReLU in the three networks (ProGAN, appendix A)
 
 # ---- 1. Leaky ReLU and noise -----------------------------------------------------------------
@@ -99,6 +101,9 @@ class _Convolution(torch.autograd.Function):
     two are, again, the other two. So three operations, each with two of the others as its
     gradient, are closed under differentiation; R1 needs it twice.
 
+    How each is computed is a separate question. Wide layers on a CPU are computed with a quarter of
+    the multiplications (winograd.py); nothing else knows of it.
+
     Autograd knows all this for the first derivative. For the second it builds the gradient of w
     from a convolution whose KERNEL is an image, and copies the images for it
     (experiments/benchmark.py gradients measures both).
@@ -117,8 +122,12 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.shape, ctx.up = (scale, stride, padding), up
         ctx.weight_is_stored = weight.is_leaf
+        kernel = (weight * scale).to(x.dtype)
+        if winograd.pays(x, weight.shape, stride, padding):
+            y = winograd.convolve(x, kernel.flip(2, 3).transpose(0, 1) if up else kernel)
+            return y if bias is None else y.add_(bias[:, None, None])
         operation = F.conv_transpose2d if up else F.conv2d
-        return operation(x, (weight * scale).to(x.dtype), bias, stride, padding)
+        return operation(x, kernel, bias, stride, padding)
 
     @staticmethod
     def backward(ctx, grad):
@@ -142,11 +151,14 @@ class _Correlation(torch.autograd.Function):
     def forward(ctx, large, small, kernel_shape, dtype, scale, stride, padding):
         ctx.save_for_backward(large, small)
         ctx.shape = scale, stride, padding
-        # torch asks for the weight and reads its shape and memory format only, for the result's.
         channels_last = large.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        if winograd.pays(large, kernel_shape, stride, padding):
+            return winograd.kernel_gradient(large, small).mul_(scale).contiguous(
+                memory_format=layout)
+        # torch asks for the weight and reads its shape and memory format only, for the result's.
         like = torch.empty(
-            kernel_shape, dtype=large.dtype, device=large.device,
-            memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+            kernel_shape, dtype=large.dtype, device=large.device, memory_format=layout)
         result = torch.ops.aten.convolution_backward(
             small, large, like, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
             [False, True, False])[1]
