@@ -6,10 +6,13 @@
                                   ... beside other implementations
     python experiments/benchmark.py iteration --architecture stylegan2 --peer ada=FOLDER
                                   ... of StyleGAN2
+    python experiments/benchmark.py iteration --device cuda --precision fp32,tf32,bf16 --count 10
+                                  ... on a GPU
     python experiments/benchmark.py memory     kept or given back (keep_freed_memory in machine.py)
     python experiments/benchmark.py gradients  written by hand or autograd's (fast_gradients.py)
     python experiments/benchmark.py parts      the table of milliseconds in fast_gradients.py
     python experiments/benchmark.py modulation the two forms of modulated_convolution
+    python experiments/benchmark.py winograd   the table in winograd.py
     python experiments/benchmark.py cost       seconds and memory by resolution and batch; the work
     python experiments/benchmark.py loader     how fast pictures come, and how fast they are needed
     python experiments/benchmark.py profile    where the time of an iteration goes, by operation
@@ -24,10 +27,11 @@ github.com/dulaku/StyleGAN-for-Humans and, for StyleGAN2, github.com/NVlabs/styl
 Their networks and losses run in loops written here, since their training scripts need CUDA or an
 older PyTorch.
 
-Needs:   what train.py needs. A CPU; no GPU is used.
+Needs:   what train.py needs. A CPU; a GPU is used by `iteration` alone, and only if asked for.
 """
 
 import argparse
+import contextlib
 import copy
 import functools
 import json
@@ -80,41 +84,42 @@ def settings_of(architecture, resolution):
 class Player:
     """G, D and what they need to take steps on random numbers, as the loop of train.py does."""
 
-    def __init__(self, settings, precision="fp32", compiled=False):
+    def __init__(self, settings, precision="fp32", compiled=False, device=CPU):
         self.settings = settings
-        self.G, self.D = (machine.place(make(settings), CPU)
+        self.G, self.D = (machine.place(make(settings), device)
                           for make in (models.make_generator, models.make_discriminator))
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
         machine.set_precision(self.G, self.D, precision)
         if compiled:
             machine.compile_blocks(self.G, self.D)
         self.G_opt, self.D_opt = train.new_adam(self.G), train.new_adam(self.D)
-        self.team = machine.Team(CPU)
+        self.team = machine.Team(device)
 
     def step(self, reals, r1_factor, path_factor=None, mixes=None):
         n, resolution = reals.shape[0], reals.shape[-1]
-        z = torch.randn(2, n, 2, self.settings["latent_dim"])
+        z = torch.randn(2, n, 2, self.settings["latent_dim"], device=reals.device)
         if mixes is None:
-            mixes = torch.zeros(2, n, models.num_style_layers(resolution), dtype=torch.long)
+            mixes = torch.zeros(2, n, models.num_style_layers(resolution), dtype=torch.long,
+                                device=reals.device)
         train.training_step(self.G, self.D, self.G_opt, self.D_opt, reals, z, mixes, 1.0,
                             r1_factor, path_factor, 1, self.team)
 
 
-def random_reals(batch, resolution, memory_format=torch.channels_last):
-    return torch.rand(batch, 3, resolution, resolution).to(memory_format=memory_format)
+def random_reals(batch, resolution, memory_format=torch.channels_last, device=CPU):
+    return torch.rand(batch, 3, resolution, resolution, device=device).to(
+        memory_format=memory_format)
 
 
-def ours(batch, resolution, words, architecture):
-    """The parts of an iteration. words: of "fp32", "bf16", "compile", "returned"."""
+def ours(batch, resolution, words, architecture, device=CPU):
+    """The parts of an iteration. words: of "fp32", "tf32", "bf16", "compile", "returned"."""
     if "returned" not in words:
         machine.keep_freed_memory()
-    player = Player(settings_of(architecture, resolution), "bf16" if "bf16" in words else "fp32",
-                    "compile" in words)
+    player = Player(settings_of(architecture, resolution), words[0], "compile" in words, device)
     mixer = iter(data.StyleMixer(models.num_style_layers(resolution), batch))
 
     def step(r1_factor, path_factor):
-        player.step(random_reals(batch, resolution), r1_factor, path_factor,
-                    torch.stack([next(mixer), next(mixer)]))
+        player.step(random_reals(batch, resolution, device=device), r1_factor, path_factor,
+                    machine.send(torch.stack([next(mixer), next(mixer)]), device))
         train.update_ema(player.G_ema, player.G, 0.999)
     return parts_of_ours(step, architecture)
 
@@ -203,21 +208,24 @@ def dulaku(batch, resolution, folder):
 def ada(batch, resolution, folder):
     """stylegan2-ada-pytorch: its networks and its loss, in the phases of its training_loop.py.
 
-    On a CPU its compiled operations fall back to its reference ones by themselves. Its channel_base
-    is twice ours. Left out, to its advantage: the search for NaN in the gradients of every phase.
+    On a CPU its compiled operations fall back to its reference ones by themselves; on a GPU it
+    works with float16 in the four highest resolutions, as it is meant to. Its channel_base is twice
+    ours. Left out, to its advantage: the search for NaN in the gradients of every phase.
     """
+    device = torch.get_default_device()
+    half = dict(num_fp16_res=4, conv_clamp=256) if device.type == "cuda" else dict(
+        num_fp16_res=0, conv_clamp=None)
     sys.path.insert(0, folder)
     sys.modules.setdefault("requests", types.ModuleType("requests"))       # it is for downloads
     from training.loss import StyleGAN2Loss
     from training.networks import Discriminator, Generator
     images = dict(c_dim=0, img_resolution=resolution, img_channels=3)
-    widths = dict(channel_base=2 * PAPER["channel_base"], channel_max=PAPER["channel_max"],
-                  num_fp16_res=0, conv_clamp=None)
+    widths = dict(channel_base=2 * PAPER["channel_base"], channel_max=PAPER["channel_max"], **half)
     G = Generator(z_dim=512, w_dim=512, mapping_kwargs=dict(num_layers=8),
                   synthesis_kwargs=widths, **images)
     D = Discriminator(epilogue_kwargs=dict(mbstd_group_size=4), **widths, **images)
     G_ema = copy.deepcopy(G).eval()
-    loss = StyleGAN2Loss(CPU, G.mapping, G.synthesis, D, style_mixing_prob=0.9, pl_batch_shrink=2,
+    loss = StyleGAN2Loss(device, G.mapping, G.synthesis, D, style_mixing_prob=0.9, pl_batch_shrink=2,
                          pl_weight=2)
     G_opt, D_opt = (
         torch.optim.Adam(network.parameters(), lr=0.0025 * k / (k + 1),
@@ -254,25 +262,33 @@ def one(o):
     """One implementation, in this process: prints seconds of each iteration, and peak MB."""
     batch, resolution = o.batch, o.resolution[0]
     if o.name in PEERS:
-        parts = PEERS[o.name][1](batch, resolution, o.folder)
+        torch.set_default_device(o.device)                     # they do not say where
+        with contextlib.redirect_stdout(sys.stderr):           # what they print is no JSON
+            parts = PEERS[o.name][1](batch, resolution, o.folder)
     else:
-        parts = ours(batch, resolution, o.name.split(), o.architecture)
+        parts = ours(batch, resolution, o.name.split()[1:], o.architecture, o.device)
+    wait = torch.cuda.synchronize if o.device.type == "cuda" else lambda: None
     times = []
     for _ in range(o.count + (2 if "ours" in o.name else 1)):  # the first warm up
         times.append(0.0)
         for share, part in parts:
+            wait()
             started = time.perf_counter()
             part()
+            wait()
             times[-1] += share * (time.perf_counter() - started)
-    print(json.dumps({"times": times[-o.count:], "peak": machine.peak_memory_mb(CPU)}))
+    print(json.dumps({"times": times[-o.count:], "peak": machine.peak_memory_mb(o.device)}))
 
 
-def measured(script, name, batch, resolution, count, folder="", architecture="stylegan"):
+def measured(script, name, batch, resolution, count, folder="", architecture="stylegan",
+             device=CPU):
     """What `one` of a benchmark script prints, from a process of its own."""
     command = [sys.executable, str(script), "one", name, "--batch", str(batch), "--resolution",
                str(resolution), "--count", str(count), "--folder", str(folder)]
     if architecture != "stylegan":                             # older checkouts refuse the option
         command += ["--architecture", architecture]
+    if device != CPU:
+        command += ["--device", str(device)]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if result.returncode:
         raise UserError(f"{script}: could not measure {name!r}")
@@ -289,7 +305,7 @@ def in_turn(rows, o):
         for _ in range(o.rounds):
             for label, (script, name, folder) in rows.items():
                 result = measured(script, name, o.batch, resolution, o.count, folder,
-                                  o.architecture)
+                                  o.architecture, o.device)
                 found[label]["times"] += result["times"]
                 found[label]["peak"] = max(found[label]["peak"], result["peak"])
         first = next(iter(rows))
@@ -307,7 +323,7 @@ def iteration(o):
     """Ours beside another checkout, beside peers."""
     rows = {f"ours {precision}": (__file__, f"ours {precision}", "") for precision in o.precision}
     if o.compile:
-        rows["ours fp32 compile"] = (__file__, "ours fp32 compile", "")
+        rows.update({f"{row} compile": (__file__, f"{row} compile", "") for row in list(rows)})
     if o.against:
         scripts = [o.against / folder / "benchmark.py" for folder in ("experiments", "tests")]
         script = next((script for script in scripts if script.is_file()), None)
@@ -591,6 +607,30 @@ def modulation(o):
             print(flush=True)
 
 
+def winograd_table(o):
+    """3x3 layers: the plain way and the one of winograd.py, forward and the kernel's gradient."""
+    from workshop import winograd
+    machine.keep_freed_memory()
+    print(f"milliseconds, batch {o.batch}\n{'':22}{'forward':>16}{'kernel gradient':>20}\n{'':22}"
+          + 2 * f"{'plain':>8}{'ours':>8}{'ratio':>6}")
+    for channels, side in ((512, 32), (512, 16), (512, 8), (256, 64), (256, 32), (256, 16),
+                           (192, 64), (128, 64), (128, 32), (64, 64)):
+        x, grad = (channels_last(o.batch, channels, side, side).detach() for _ in range(2))
+        weight = channels_last(channels, channels, 3, 3).detach()
+
+        def plain_gradient():
+            return torch.ops.aten.convolution_backward(
+                grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1,
+                [False, True, False])[1]
+        print(f"{channels} channels at {side} px".ljust(22), end="")
+        for plain, ours_ in ((lambda: F.conv2d(x, weight, padding=1),
+                              lambda: winograd.convolve(x, weight)),
+                             (plain_gradient, lambda: winograd.kernel_gradient(x, grad))):
+            a, b = milliseconds(plain), milliseconds(ours_)
+            print(f"{a:8.1f}{b:8.1f}{a / b:6.2f}", end="")
+        print(flush=True)
+
+
 def parts(o):
     machine.keep_freed_memory()
     training_steps()
@@ -604,7 +644,7 @@ def parts(o):
 
 def main(argv=None):
     whats = {"iteration": iteration, "memory": memory, "gradients": gradients, "parts": parts,
-             "modulation": modulation, "cost": cost, "loader": loader, "profile": profile,
+             "modulation": modulation, "winograd": winograd_table, "cost": cost, "loader": loader, "profile": profile,
              "one": one}
     parser = options.OneLineParser(prog="benchmark.py", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -628,8 +668,10 @@ def main(argv=None):
                         help="iteration, memory, profile (default stylegan)")
     parser.add_argument("--resolution", type=resolutions, default=[32], metavar="LIST",
                         help="iteration, memory, profile (default 32)")
+    parser.add_argument("--device", type=torch.device, default=CPU, metavar="NAME",
+                        help="iteration: cpu, cuda (default cpu)")
     parser.add_argument("--precision", type=lambda text: text.split(","), default=["fp32"],
-                        metavar="LIST", help="of fp32, bf16 (default fp32)")
+                        metavar="LIST", help="of fp32, tf32, bf16 (default fp32)")
     parser.add_argument("--compile", action="store_true", help="iteration: --compile, too")
     parser.add_argument("--batch", type=counts, default=16, metavar="N", help="(default 16)")
     parser.add_argument("--rounds", type=counts, default=2, metavar="N",
@@ -642,8 +684,8 @@ def main(argv=None):
                         default=[4, 16], metavar="LIST", help="cost (default 4,16)")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     o = parser.parse_args(argv)
-    if set(o.precision) - {"fp32", "bf16"}:
-        parser.error(f"--precision {','.join(o.precision)}: of fp32, bf16")
+    if set(o.precision) - {"fp32", "tf32", "bf16"}:
+        parser.error(f"--precision {','.join(o.precision)}: of fp32, tf32, bf16")
     if o.what != "one":
         print(f"{torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
     whats[o.what](o)
