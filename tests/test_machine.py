@@ -464,8 +464,27 @@ def test_the_rehearsal_names_what_it_did_not_try(monkeypatch):
     machine.rehearse(step, [4], batch, [4, 16], lambda x: x, patience=1e9)
     assert tried == [(4, due) for due in (0, 1, None, 0, 1, None, None)]
     tried.clear()
-    machine.rehearse(step, [4], batch, [4, 16], lambda x: x, patience=30.0)        # control
+    machine.rehearse(step, [4], batch, [4, 16], lambda x: x, patience=30.0)
+    assert tried == [(4, due) for due in (0, 1, None)] * 2 + [(4, None)]
+    tried.clear()
+    machine.rehearse(step, [4], batch, [4, 16], lambda x: x, patience=10.0)        # control
     assert tried == [(4, due) for due in (0, 1, None)]
+
+
+def test_what_a_gpu_loads_at_first_is_no_part_of_the_rehearsal(monkeypatch):
+    """Lesson: 12 hours were foretold for a run that was on its way to less than 3, since the first
+    steps on a GPU had taken seconds. (Seen with torch 2.11 on an H200.)"""
+    now, tried = [0.0], []
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: now[0])
+
+    def step(resolution, due):
+        tried.append(due)
+        now[0] += 0.125 + (7.0 if len(tried) <= 2 else 0.0)
+    speeds, _ = machine.rehearse(step, [128], {128: 32}, [16, 4], lambda x: x)
+    assert speeds == {128: 0.125 / 32}
+    slow, _ = machine.rehearse(lambda *_: now.__setitem__(0, now[0] + 7), [128], {128: 32},
+                               [16, 4], lambda x: x)          # control: a step that stays slow
+    assert slow == {128: 7 / 32}
 
 
 @LINUX

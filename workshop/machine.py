@@ -49,7 +49,7 @@ def memory_format(device):
 
     Fast convolutions are written for channels_last. It adds up in another order, so results differ
     in their last bits.
-    [MACHINE] CPU (measured) and CUDA (not measured). On MPS several silent errors with memory
+    [MACHINE] CPU (measured) and CUDA (tried). On MPS several silent errors with memory
               formats were open in PyTorch (issues 175189, 107214), and nobody has run this there.
     """
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
@@ -420,8 +420,10 @@ def rehearse(step, resolutions, batch, intervals, agreed, patience=20.0):
             speeds[r] = 3 * speeds[max(speeds)]
             untried.append(r)
             continue
+        # The first steps also warm up: a GPU loads its libraries then, for seconds. So the last of
+        # them, a plain one, says whether there is time to make all of them again.
         rare, plain = [seconds(r, due) for due in range(len(intervals))], seconds(r)
-        if max(rare) < patience / 10:                          # the first steps also warm up
+        if plain < patience / 20:
             rare = [seconds(r, due) for due in range(len(intervals))]
             plain = min(seconds(r), seconds(r))
         speeds[r] = (plain + sum((t - plain) / k for t, k in zip(rare, intervals))) / batch[r]
