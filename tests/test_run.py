@@ -213,6 +213,30 @@ def test_the_log_means_what_it_says(finished):
     assert len({step[0].item() for step in said}) > 50 and 0 < sum(s[5] for s in said) < len(said)
 
 
+def test_the_log_of_a_second_penalty_means_what_it_says(photos, tmp_path, monkeypatch):
+    """Lesson: path length is due in every third step; its means are over these steps alone, and a
+    line without any says so."""
+    tiny.no_rehearsal(monkeypatch)
+    said, step = [], train.training_step
+    monkeypatch.setattr(train, "training_step", lambda *a: said.append(step(*a)) or said[-1])
+    assert train.main(["--data", str(photos), *tiny.NETWORKS, *(
+        "--architecture stylegan2 --batch 4 --path-interval 3 --r1-interval 16 --workers 0 "
+        "--device cpu --total-kimg 0.04 --tick-kimg 0.008 --out").split(), str(tmp_path / "r")]) == 0
+    begin, counts = 0, []
+    for line in tiny.log_of(tmp_path / "r"):
+        steps = torch.stack(said[begin:line["step"]])
+        begin = line["step"]
+        due = steps[steps[:, 8] == 1]
+        counts.append(len(due))
+        for k, name in ((6, "path_length"), (7, "path_penalty")):
+            if len(due):
+                assert line[name] == pytest.approx(due[:, k].mean().item(), rel=1e-5)
+                assert line[name] > 0
+            else:
+                assert line[name] is None
+    assert 0 in counts and sum(counts) == 4 and len(said) == 10            # 0, 3, 6, 9
+
+
 def test_settings_json_repeats_the_run(finished, tmp_path, monkeypatch):
     repeat = json.loads((finished[0] / "settings.json").read_text())["repeat"]
     assert repeat.startswith("python train.py --")
