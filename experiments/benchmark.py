@@ -224,6 +224,7 @@ def ada(batch, resolution, folder):
     G = Generator(z_dim=512, w_dim=512, mapping_kwargs=dict(num_layers=8),
                   synthesis_kwargs=widths, **images)
     D = Discriminator(epilogue_kwargs=dict(mbstd_group_size=4), **widths, **images)
+    G, D = G.to(device), D.to(device)                          # its filters are made on the CPU
     G_ema = copy.deepcopy(G).eval()
     loss = StyleGAN2Loss(device, G.mapping, G.synthesis, D, style_mixing_prob=0.9, pl_batch_shrink=2,
                          pl_weight=2)
