@@ -30,7 +30,9 @@ E3^T [(E4 h) * (E6^-T d)], h being the gradient of y. And that of d is a convolu
 
 Price:   at the points 2 and -2 large numbers are subtracted from each other. The results' rounding
          is some four times that of the plain way (1e-5 of the largest value, with 512 channels).
-         That is the rounding of float32 still; with bfloat16 it would be too much.
+         With bfloat16 it would be too much. Through whole networks (64 px, 512 channels, random
+         weights) nothing is seen of it: images are 7.4e-5 off those in float64, plainly 7.5e-5,
+         for StyleGAN, and 1.8e-6, plainly 1.9e-6, for StyleGAN2.
 [MACHINE] Measured on 2 cores of a server CPU (AVX-512, 32 MB of cache), milliseconds of the plain
          way and of this one, batch 16; the last pair is the kernel's gradient:
                 512 channels  32 px    336  159    375  156
