@@ -26,6 +26,7 @@ class OneLineParser(argparse.ArgumentParser):
     """argparse, but a mistake is answered by one line instead of the whole usage."""
 
     def error(self, message):
+        message = re.sub(r"(\S{80})\S{20,}", r"\1...", message)            # 5,000 digits, say
         self.exit(2, f"{self.prog}: {message} (--help explains)\n")
 
 
@@ -34,12 +35,15 @@ def number_from(low, kind=int, high=math.inf):
     def parse(text):
         try:
             value = kind(text)
+            sound = low <= value <= high and math.isfinite(value)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not low <= value <= high or not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number") from None
+        except OverflowError:                                  # an int that no float can hold
+            sound = False
+        if not sound:
             limits = "finite" if low == -math.inf else (
                 f"a number, {low:g} or more" if high == math.inf else f"from {low:g} to {high:g}")
-            raise argparse.ArgumentTypeError(f"{text} must be {limits}")
+            raise argparse.ArgumentTypeError(f"{text[:40]} must be {limits}")
         return value
     return parse
 
@@ -64,7 +68,7 @@ def read_table(text, kind=float):
         table = Table({int(r): kind(value) for r, value in pairs})
     except ValueError:
         raise UserError(f'{text!r} is neither a number nor a table like "4:128,8:64"') from None
-    if any(value < 0 or not math.isfinite(value) for value in table.values()):
+    if not all(0 <= value < 1e15 for value in table.values()):             # nan is not, either
         raise UserError(f"{text!r} has a value below 0, or an infinite one")
     return table
 
