@@ -171,7 +171,7 @@ def test_stylegan2_has_the_papers_settings_and_does_not_grow():
             assert o["accumulate"][1024] == parts
 
 
-def test_stylegan2_gets_its_gamma_by_the_published_heuristic(capsys, tmp_path, monkeypatch):
+def test_stylegan2_gets_its_gamma_by_the_published_heuristic():
     """Lesson: gamma = 0.0002 R^2 / batch (StyleGAN2-ADA): 6.55 for 1024 px and a batch of 32. It is
     a number in the command that is printed; what is typed comes first."""
     assert options.heuristic_gamma(1024, 32) == pytest.approx(6.5536)
@@ -182,15 +182,13 @@ def test_stylegan2_gets_its_gamma_by_the_published_heuristic(capsys, tmp_path, m
         tried = options.STYLEGAN2_PRESETS[situation].get("r1_gamma")
         wanted = float(tried) if tried else 0.0002 * r ** 2 / o["batch"][r]
         assert o["r1_gamma"][r] == o["r1_gamma"][4] == pytest.approx(wanted)
-    monkeypatch.chdir(tmp_path)
-    argv = ["--architecture", "stylegan2", "--resolution", "64", "--batch", "4:64,64:8", "--device",
-            "cpu", "--data", "photos"]
-    found, _ = options.read(argv)
-    assert found.r1_gamma[64] == pytest.approx(0.0002 * 64 ** 2 / 8)       # the batch at 64 px
-    assert "--r1-gamma 0.1024 " in capsys.readouterr().out
-    assert found.settings["architecture"] == "stylegan2"
-    typed, _ = options.read([*argv, "--r1-gamma", "7"])        # control
-    assert typed.r1_gamma[64] == 7 and "--r1-gamma 7 " in capsys.readouterr().out
+    argv = ["--architecture", "stylegan2", "--resolution", "64", "--batch", "4:64,64:8", "--data",
+            "photos", "--accumulate", "1"]
+    found, _ = options.complete_options(options.parse_args(argv), GPU)
+    assert found["r1_gamma"][64] == pytest.approx(0.0002 * 64 ** 2 / 8)    # the batch at 64 px
+    assert "--r1-gamma 0.1024 " in options.command_line(found)
+    typed, _ = options.complete_options(options.parse_args([*argv, "--r1-gamma", "7"]), GPU)
+    assert typed["r1_gamma"][64] == 7 and "--r1-gamma 7 " in options.command_line(typed)   # control
     assert options.complete_options({}, CPU)[0]["r1_gamma"][32] == 3       # StyleGAN: as it was
 
 
