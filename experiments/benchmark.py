@@ -226,8 +226,8 @@ def ada(batch, resolution, folder):
     D = Discriminator(epilogue_kwargs=dict(mbstd_group_size=4), **widths, **images)
     G, D = G.to(device), D.to(device)                          # its filters are made on the CPU
     G_ema = copy.deepcopy(G).eval()
-    loss = StyleGAN2Loss(device, G.mapping, G.synthesis, D, style_mixing_prob=0.9, pl_batch_shrink=2,
-                         pl_weight=2)
+    loss = StyleGAN2Loss(device, G.mapping, G.synthesis, D, style_mixing_prob=0.9,
+                         pl_batch_shrink=2, pl_weight=2)
     G_opt, D_opt = (
         torch.optim.Adam(network.parameters(), lr=0.0025 * k / (k + 1),
                          betas=(0.0, 0.99 ** (k / (k + 1))), eps=1e-8)
@@ -645,8 +645,8 @@ def parts(o):
 
 def main(argv=None):
     whats = {"iteration": iteration, "memory": memory, "gradients": gradients, "parts": parts,
-             "modulation": modulation, "winograd": winograd_table, "cost": cost, "loader": loader, "profile": profile,
-             "one": one}
+             "modulation": modulation, "winograd": winograd_table, "cost": cost,
+             "loader": loader, "profile": profile, "one": one}
     parser = options.OneLineParser(prog="benchmark.py", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
     counts = options.number_from(1)

@@ -219,9 +219,9 @@ def test_the_log_of_a_second_penalty_means_what_it_says(photos, tmp_path, monkey
     tiny.no_rehearsal(monkeypatch)
     said, step = [], train.training_step
     monkeypatch.setattr(train, "training_step", lambda *a: said.append(step(*a)) or said[-1])
-    assert train.main(["--data", str(photos), *tiny.NETWORKS, *(
+    assert train.main(["--data", str(photos), "--out", str(tmp_path / "r"), *tiny.NETWORKS, *(
         "--architecture stylegan2 --batch 4 --path-interval 3 --r1-interval 16 --workers 0 "
-        "--device cpu --total-kimg 0.04 --tick-kimg 0.008 --out").split(), str(tmp_path / "r")]) == 0
+        "--device cpu --total-kimg 0.04 --tick-kimg 0.008").split()]) == 0
     begin, counts = 0, []
     for line in tiny.log_of(tmp_path / "r"):
         steps = torch.stack(said[begin:line["step"]])

@@ -16,14 +16,14 @@ value is the last coefficient), and each value is one multiplication of numbers:
 
     coefficients of g h  =  E6^-1 [(E3 g) * (E4 h)],     En: n coefficients -> values at 6 points.
 
-That is how g spreads h over 6 places. How it gathers 4 outputs from 6 inputs is the transpose, since
-<d, coefficients of g h> = <y, h> for any h. So
+That is how g spreads h over 6 places. How it gathers 4 outputs from 6 inputs is the transpose,
+since <d, coefficients of g h> = <y, h> for any h. So
 
     y  =  E4^T [(E3 g) * (E6^-T d)].
 
-In two dimensions each of the matrices is applied to rows and to columns: a tile of 4x4 outputs takes
-36 multiplications instead of 144. Summed over channels, 36 products of matrices [T, I] x [I, O].
-What is added, the three small matrices, is a share that vanishes in wide layers only.
+In two dimensions each of the matrices is applied to rows and to columns: a tile of 4x4 outputs
+takes 36 multiplications instead of 144. Summed over channels, they are 36 products of matrices
+[T, I] x [I, O]. What the small matrices add is little in wide layers, and too much in narrow ones.
 
 The number <y, h> is linear in d, g and h. So the gradient of g stands there as well:
 E3^T [(E4 h) * (E6^-T d)], h being the gradient of y. And that of d is a convolution with g turned.
@@ -69,7 +69,7 @@ INPUT = both_ways(torch.linalg.inv(values(6)).t())                         # [36
 
 
 def pays(x, kernel_shape, stride, padding):
-    """Is it faster for x [N, I, H, W]? And is it allowed: CPU, float32, whole tiles, a 3x3 kernel?"""
+    """Is it faster for x [N, I, H, W], and can it: CPU, float32, whole tiles, a 3x3 kernel?"""
     n, _, h, w = x.shape
     return (x.device.type == "cpu" and x.dtype == torch.float32
             and tuple(kernel_shape[2:]) == (3, 3) and (stride, padding) == (1, 1)
