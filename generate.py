@@ -21,7 +21,7 @@ it. All but `resolutions` are the same for StyleGAN2: it has styles, w_avg and n
 
 A face is named by a seed or by a file. A seed is a number that stands for one z, the same one on
 every machine and in every figure; so a face that was met in one figure can be looked up in another.
-A file holds the w of a photograph, found by project.py (--w FILE).
+A file holds the w of a photograph (project.py) or of an edited face (explore.py): --w FILE.
 
 How tiles are labelled and files written is looked up in workshop/figures.py and workshop/video.py.
 """
@@ -47,7 +47,7 @@ from workshop.faces import (
     face_options, fill_in, key_of, layers_from, name_of, numbers_from, spelled, strength)
 from workshop.figures import (
     FIGURES, Row, check_figure, draw_figure, in_rows, tile_side, to_tile)
-from workshop.options import OneLineParser, number_from, start
+from workshop.options import OneLineParser, Table, number_from, show, start, table_of
 
 # ---- 1. From seeds to pictures ---------------------------------------------------------------
 
@@ -62,6 +62,7 @@ class Model(NamedTuple):
     psi, cutoff: see `Generator.truncate`.
     noise:  "const": the maps stored with the network, the same in every picture; "none"; "random":
             each picture has its own, drawn from its face, `seed`, and the number of the draw.
+    strengths: {resolution: times its noise is as strong as learned}, or None: as learned.
     growing: what the last block was doing, for captions: "fading in, alpha 0.25"; "" if nothing.
     """
     G: torch.nn.Module
@@ -72,6 +73,7 @@ class Model(NamedTuple):
     cutoff: int | None = None
     noise: str = "const"
     seed: int = 0
+    strengths: Table | None = None
     growing: str = ""
 
     @property
@@ -83,7 +85,8 @@ class Model(NamedTuple):
         where = ""
         if self.cutoff is not None and self.psi != 1:
             where = f" in layers 0-{self.cutoff - 1}" if self.cutoff else " in no layer"
-        return f"psi {self.psi:g}{where}, noise: {self.noise}"
+        times = f", times {show(self.strengths)}" if self.strengths else ""
+        return f"psi {self.psi:g}{where}, noise: {self.noise}{times}"
 
 
 def load_model(path, device, batch=8, **how):
@@ -170,6 +173,23 @@ def noise_maps(G, streams, resolution):
             layer.const = const
 
 
+@contextlib.contextmanager
+def noise_scaled(G, strengths):
+    """Within the block, the noise of the blocks of r pixels is strengths[r] times as strong.
+
+    Proved: tests/test_generate.py::test_noise_strengths_are_multiplied_and_come_back
+    """
+    learned = [(layer.strength, layer.strength.data, strengths[int(r)])
+               for r in G.synthesis.blocks if strengths for layer in noise_inputs(G, [int(r)])]
+    try:
+        for strength, data, factor in learned:
+            strength.data = data * factor
+        yield
+    finally:
+        for strength, data, _ in learned:
+            strength.data = data
+
+
 @torch.no_grad()
 def render(model, ws, faces, draws=None, resolution=None):
     """Yield one image after the other, float [3, R, R] on the CPU; only a batch is in memory.
@@ -190,7 +210,7 @@ def render(model, ws, faces, draws=None, resolution=None):
             own_noise = noise_maps(model.G, [np.random.RandomState(k) for k in keys[part]], r)
         elif model.noise == "none":
             mode = "none"
-        with own_noise:
+        with own_noise, noise_scaled(model.G, model.strengths):
             images = model.G.synthesis(ws[part], r, alpha, mode).float().cpu()
         # As bytes, numbers that are not finite would look like a picture: grey, or black.
         if not torch.isfinite(images).all():
@@ -669,7 +689,7 @@ SMALLEST_FRAME = 256                 # pixels a side; smaller images are enlarge
 
 
 @torch.no_grad()
-def loop_frames(model, faces, count, space="w"):
+def loop_frames(model, faces, count, space="w", one_way=False):
     """Yield the frames of a closed loop through the faces, uint8 [side, side, 3], one at a time.
 
     Look for: faces that become one another without a cut and stay faces on the way. Compare
@@ -680,7 +700,8 @@ def loop_frames(model, faces, count, space="w"):
             sqrt(latent_dim). PixelNorm would bring a straight line back to the sphere, but its
             steps would be widest in the middle.
     Frames: frame k of n lies at K k / n of the loop through K faces. The last is one step before
-            the first, so that a player that repeats shows no frame twice.
+            the first, so that a player that repeats shows no frame twice. One way, it is at
+            (K - 1) k / (n - 1), from the first face to the last and no further.
     Noise:  the same maps in all frames. Fresh ones would flicker, so "random" is not offered.
     How:    truncation is done at each frame. It is linear, so the curve of truncated w is the
             truncated curve, and only one w a face is kept.
@@ -696,6 +717,8 @@ def loop_frames(model, faces, count, space="w"):
     for start in range(0, count, model.batch):
         numbers = torch.arange(start, min(start + model.batch, count), dtype=torch.float64)
         t = numbers * len(faces) / count
+        if one_way:
+            t = numbers * (len(faces) - 1) / max(1, count - 1)
         if space == "z":
             a, u = video.split_time(t, z)                      # z[a] is behind us by u
             ws = model.G.mapping(slerp(z[a % len(z)], z[(a + 1) % len(z)], u))[:, None]
@@ -712,7 +735,7 @@ def write_loop(model, o):
         raise UserError("--space z: a file of --w holds a w and no z; use --space w")
     count = o.frames or 50 * len(o.faces)
     video.check_video(o.out, count, max(SMALLEST_FRAME, model.resolution), o.fps)
-    frames = loop_frames(model, o.faces, count, o.space)
+    frames = loop_frames(model, o.faces, count, o.space, o.one_way)
     # ffmpeg gets frame after frame; a failed video leaves the old one (workshop/video.py).
     video.write_video(o.out, machine.progress_bar(frames, total=count, desc="frames"), count, o.fps)
 
@@ -766,6 +789,8 @@ def noise_options(*choices):
     if "random" in choices:
         group.add_argument("--seed", metavar="N", type=number_from(0, int, 2 ** 32 - 1),
                            default=0, help="of the random noise (default 0)")
+    group.add_argument("--noise-strength", metavar="TIMES", type=table_of(float), default=None,
+                       help="0.5, or from each resolution on, 4:1,16:0 (default: as learned)")
     group.set_defaults(noise=choices[0], seed=0)
     return group
 
@@ -825,6 +850,7 @@ def parse_args(argv=None):
                  truncation_options(), noise_options("const", "none"))
     group.add_argument("--space", choices=("w", "z"), default="w",
                        help="w: a smooth curve (default); z: along the sphere, seed to seed")
+    group.add_argument("--one-way", action="store_true", help="end at the last face: no loop")
     group.add_argument("--frames", metavar="N", type=number_from(2), default=None,
                        help="of the whole loop (default: 50 a face)")
     group.add_argument("--fps", metavar="N", type=number_from(1, float, 100), default=25.0,
@@ -854,8 +880,7 @@ def check_out(o):
 def main(argv=None):
     """Load, make the picture, write it. Returns the exit code."""
     o = parse_args(argv)
-    # What would be written over, and is not ours? Before anything is made.
-    check_out(o)
+    check_out(o)                               # what would be written over, and is not ours?
     device = machine.pick_device(o.device)
     if device.type == "cuda":
         # Of two fast ways to convolve, cuDNN otherwise takes whichever; the pixels would vary.
@@ -863,7 +888,7 @@ def main(argv=None):
     # Float32 to the last bit, not TF32: pictures are what other pictures are compared with.
     with machine.in_float32():
         model = load_model(o.model, device, o.batch, psi=o.psi, cutoff=o.cutoff, noise=o.noise,
-                           seed=o.seed)
+                           seed=o.seed, strengths=o.noise_strength)
         figure = o.make(model, o)
     if figure is not None:                                     # samples and loops wrote their own
         figures.save_picture(o.out, figure)

@@ -117,8 +117,9 @@ def read_target(path, resolution):
             warnings.simplefilter("ignore")                    # Pillow's, of very large pictures
             pixels = pictures.read_picture(source, 0, resolution)
     except Exception as error:                                 # Pillow raises a dozen kinds
+        why = features.reason_of(error).split(" '")[0]         # and may name the path once more
         raise UserError(f"{path}: not a picture that can be read "
-                        f"({features.reason_of(error).split(' <')[0][:100]})") from None
+                        f"({why.split(' <')[0][:100]})") from None
     return to_images(torch.from_numpy(pixels.copy())[None])
 
 
@@ -176,13 +177,14 @@ def rate_at(step, steps, rate):
     return rate * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
-def project(G, resolution, alpha, target, steps, learning_rate=0.1, per_layer=False, distance=None,
-            weight=1.0):
-    """Find the w whose image is nearest to the target. Returns (w [1 or L, S], losses [steps + 1]).
+def search(G, resolution, alpha, target, steps, learning_rate=0.1, per_layer=False, distance=None,
+           weight=1.0):
+    """Look for the w whose image is nearest to the target. Yields (best w so far, losses so far).
 
     How:    Adam, from w_avg, on one w for all layers or on one for each. The weights of the network
-            stay as they are. losses[k] is that after k steps, the last included; the w that comes
-            back is the best of all.
+            stay as they are. losses[k] is that after k steps, the last included. A generator, so
+            that who asks for the next step may also stop asking (explore.py).
+    Shapes: w [1 or L, S]. Yields steps + 1 times.
     Units:  learning_rate is in typical deviations of one number of w (`spread_of_w` / sqrt(S)), so
             that it means the same for all networks.
     Errors: UserError if the loss is not a finite number.
@@ -194,7 +196,7 @@ def project(G, resolution, alpha, target, steps, learning_rate=0.1, per_layer=Fa
     rate = learning_rate * spread_of_w(G) / math.sqrt(w.shape[1])
     optimizer = torch.optim.Adam([w], lr=rate)
     best, losses = w.detach().clone(), []
-    for step in machine.progress_bar(range(steps + 1), desc="project"):
+    for step in range(steps + 1):
         image = G.synthesis(w.expand(layers, -1)[None], resolution, alpha, "const")
         loss = loss_of(image, target, distance, weight)
         losses.append(loss.item())
@@ -208,6 +210,15 @@ def project(G, resolution, alpha, target, steps, learning_rate=0.1, per_layer=Fa
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        yield best, losses
+
+
+def project(G, resolution, alpha, target, steps, learning_rate=0.1, per_layer=False, distance=None,
+            weight=1.0):
+    """`search` to its end: the best w of all [1 or L, S], and the losses [steps + 1]."""
+    found = search(G, resolution, alpha, target, steps, learning_rate, per_layer, distance, weight)
+    for best, losses in machine.progress_bar(found, total=steps + 1, desc="project"):
+        pass
     return best, losses
 
 

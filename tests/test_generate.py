@@ -20,7 +20,7 @@ import project
 import stylegan_models as models
 from conftest import ROOT, refused, relative
 from stylegan_layers import upsample_fir
-from workshop import UserError, checkpoints, faces, figures, video
+from workshop import UserError, checkpoints, faces, figures, options, video
 
 SMALL = dict(resolution=16, channel_base=64, channel_max=16, latent_dim=12, style_dim=10,
              mapping_dim=14, mapping_layers=2)
@@ -183,6 +183,25 @@ def test_silenced_noise_comes_back(model):
                 assert strengths and all((x == 0) == (r != 8) for x in strengths)
             raise KeyError
     assert all(torch.equal(p, before[name]) for name, p in model.G.named_parameters())
+
+
+@both
+def test_noise_strengths_are_multiplied_and_come_back(model, settings):
+    before = {name: p.clone() for name, p in model.G.named_parameters()}
+    judge = a_generator(settings)
+    for r, factor in ((4, 1.0), (8, 0.25), (16, 0.25)):
+        for layer in noise_by_hand(judge, r):
+            layer.strength *= factor
+    with pytest.raises(KeyError):
+        with generate.noise_scaled(model.G, {4: 1.0, 8: 0.25, 16: 0.25}):
+            assert all(torch.equal(p, q) for p, q in zip(model.G.parameters(), judge.parameters()))
+            raise KeyError
+    assert all(torch.equal(p, before[name]) for name, p in model.G.named_parameters())
+    image = images(model._replace(strengths=options.read_table("4:1,8:0.25")), [3])
+    plain = images(model, [3])
+    assert torch.equal(image, images(generate.Model(judge, 16), [3]))
+    assert relative(image, plain) > 1e-2                                         # control
+    assert torch.equal(images(model._replace(strengths=options.read_table("1")), [3]), plain)
 
 
 def test_a_network_in_training_is_rendered_where_it_stands(tmp_path):
@@ -683,6 +702,14 @@ def test_frames_pass_through_the_seeds_and_close(model, settings, space):
     middle = model.G.mapping((z / z.norm(dim=1, keepdim=True)).sum(dim=0)[None].float())
     judge = model.G.synthesis(middle[:, None].expand(-1, 6, -1), noise_mode="const")[0]
     assert in_it(judge, [frames[5].transpose(2, 0, 1)]) == (space == "z")
+
+
+def test_one_way_ends_at_the_last_face(model):
+    frames = [*generate.loop_frames(model, [4, 5, 6], 9, one_way=True)]
+    for k, seed in ((0, 4), (4, 5), (8, 6)):
+        assert in_it(by_hand(seed), [frames[k].transpose(2, 0, 1)])
+    assert not in_it(by_hand(6), [[*generate.loop_frames(model, [4, 5, 6], 9)][8].transpose(
+        2, 0, 1)])                                                               # control: a loop
 
 
 def test_a_truncated_loop_is_a_loop_of_truncated_faces(model):
