@@ -5,7 +5,7 @@
     python evaluate.py runs/00003-photos --metrics fid,kid,precision_recall,ppl
     python evaluate.py runs/00003-photos --plot curves.png
 
-Read before: stylegan_losses.py, stylegan_models.py.     Read next: import_checkpoint.py
+Read before: stylegan_losses.py, stylegan_models.py.     Read next: explore.py
 Paper:   Grnarova et al. 2019 (arXiv 1811.05512), the duality gap; Heusel et al. 2017 (1706.08500),
          FID; Binkowski et al. 2018 (1801.01401), KID; Kynkaanniemi et al. 2019 (1904.06991),
          precision and recall; Salimans et al. 2016 (1606.03498), inception score; Karras et al.

@@ -1,10 +1,10 @@
 """faces.py: how faces, and other lists of numbers, are named on a command line.   (workshop)
 
-Used by: generate.py.
+Used by: generate.py, explore.py.
 Needs:   what workshop/options.py needs. Importing this file reads no file, no argv, no clock.
 
-A face is a seed, an int, or the path of a file with a w that project.py wrote. A list of faces can
-hold both, in the order in which they were typed: --w me.npz --seeds 0-3.
+A face is a seed, an int, or the path of a file with a w that project.py or explore.py wrote. A list
+of faces can hold both, in the order in which they were typed: --w me.npz --seeds 0-3.
 """
 
 import argparse
@@ -25,8 +25,17 @@ def name_of(face):
 
 
 def key_of(face):
-    """The number that a face's noise is drawn from: its seed, or a checksum of its file's name."""
-    return face if isinstance(face, int) else zlib.crc32(face.stem.encode())
+    """The number that a face's noise is drawn from: its seed, or a checksum of its file's name.
+
+    explore.py names the file of an edited face by that face and a checksum of its numbers:
+    seed0005-1a2b3c4d.npz. It has the noise of the face, so that an edit does not change the noise.
+    Proved: tests/test_explore.py::test_an_edited_face_keeps_its_noise
+    """
+    if isinstance(face, int):
+        return face
+    stem = re.sub(r"-[0-9a-f]{8}$", "", face.stem)
+    seed = re.fullmatch(r"seed([0-9]{4,10})", stem)
+    return int(seed[1]) % 2 ** 32 if seed else zlib.crc32(stem.encode())
 
 
 def spelled(faces):
@@ -81,7 +90,7 @@ def seeds_from(text):
     """ "0-3,8" -> [0, 1, 2, 3, 8], for argparse."""
     seeds = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part, re.ASCII)
+        match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", part, re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
             raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds like 0-63 or 1,5,9-12")
@@ -104,7 +113,7 @@ def numbers_from(text):
 
 def layers_from(text):
     """ "4-7" -> (4, 7), "4" -> (4, 4), for argparse."""
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text, re.ASCII)
+    match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text, re.ASCII)
     if not match or int(match[2] or match[1]) < int(match[1]):
         raise argparse.ArgumentTypeError(f"{text!r} is not a range of layers like 0-3")
     return int(match[1]), int(match[2] or match[1])
