@@ -372,6 +372,8 @@ class Network:
         return self.given("pasted", page.w_from_text(text))
 
     def given_from_file(self, path):
+        if not path:
+            raise UserError("choose a file first")
         with page.without_path(path):
             page.check_archive(path)
             w = project.read_w(path, self.layers, len(self.model.G.w_avg))

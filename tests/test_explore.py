@@ -416,6 +416,8 @@ def test_a_file_that_is_no_w(network, tmp_path, what):
     with pytest.raises(UserError) as error:
         network.given_from_file(str(path))
     assert str(error.value).startswith("w.npz: ") and "private" not in str(error.value)
+    with pytest.raises(UserError, match="choose a file"):
+        network.given_from_file(None)                          # an upload that brought nothing
 
 
 @pytest.mark.parametrize("name, base", [
