@@ -529,7 +529,7 @@ def write_converted(program, path, out, result, before, after, lines, wrong=None
           f"{out.stat().st_size / 1e6:.1f} MB")
     if checkpoints.resumable(result):
         progress = result["progress"]
-        print(f"python train.py --resume {out}\n  goes on at {progress['nimg'] / 1000:g} kimg, "
+        print(f"{options.go_on(out)}\n  goes on at {progress['nimg'] / 1000:g} kimg, "
               f"{progress['resolution']} px {progress['phase']}, and ends at "
               f"{result['options']['total_kimg']:g} kimg (--total-kimg)")
     else:

@@ -54,6 +54,7 @@ import collections
 import copy
 import functools
 import math
+import os
 import pathlib
 import sys
 import textwrap
@@ -213,7 +214,9 @@ def measure_duality_gap(networks, reals, s):
         "dg_steps": s.dg_steps, "dg_batch": batch, "learning_rate": s.learning_rate,
         "styles": s.styles, "mixing": s.mixing, "test_images": test_steps * test_batch,
         # Each search shows D a real and a fake batch a step, reading does so three times.
-        "images_seen": 4 * s.dg_steps * batch + 6 * test_steps * test_batch, "network": "G, D"}
+        "images_seen": 4 * s.dg_steps * batch + 6 * test_steps * test_batch, "network": "G, D",
+        "unseen": getattr(reals["test"], "unseen", "") or (
+            f"the {len(reals['adversary']) + len(reals['test'])} that the run held out")}
 
 
 # ---- 2. Clouds of features: FID, KID, precision and recall, inception score ------------------
@@ -842,12 +845,14 @@ def main(argv=None):
     print(f"{path}{kimg}, {r} px" + f", alpha {grown:.2f}" * (grown < 1), flush=True)
     about = {"nimg": nimg, "alpha": grown, "checkpoint": path.name,
              "checkpoint_sha256": fingerprint_of(path)}
-    records = []
+    records, lines = [], path.parent / "metrics.jsonl"
+    if not os.access(lines if lines.exists() else path.parent, os.W_OK):
+        print(f"note: {lines} cannot be written; the numbers will only be shown", file=sys.stderr)
     try:
         for group in groups_of(metrics):
             for record in evaluate(group, loaded.networks, reals, s, features, cache):
                 records.append({**record, **about})
-                append_line(path.parent / "metrics.jsonl", records[-1])
+                append_line(lines, records[-1])
 
     finally:                                   # ---- 4. Say it, also if the next one failed ----
         if records:

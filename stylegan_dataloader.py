@@ -23,6 +23,7 @@ How pictures are found, read and packed is looked up in workshop/pictures.py.
 import functools
 import json
 import pathlib
+import sys
 
 import numpy as np
 import torch
@@ -196,8 +197,7 @@ class PictureDataset(Dataset):
             if self.packed:
                 one = pictures.open_level(self.folder, self.resolution)[self.rows[picture]]
             else:
-                number = int(self.numbers[picture])
-                one = pictures.read_picture(self.source, number, self.resolution)
+                one = pictures.read_again(self.source, int(self.numbers[picture]), self.resolution)
             pixels[i] = one[:, ::-1] if self.flip and flips[sample % n] else one
         return torch.from_numpy(pixels)
 
@@ -222,8 +222,8 @@ def picture_loader(dataset, batch_size, start=0, workers=0, pin_memory=False, pr
     """
     return DataLoader(
         dataset, batch_size=batch_size, sampler=range(start + process, FOREVER, processes),
-        num_workers=workers,
-        collate_fn=as_it_is, worker_init_fn=pictures.quiet_worker, pin_memory=pin_memory,
+        num_workers=workers, collate_fn=pictures.shared if workers else as_it_is,
+        worker_init_fn=pictures.quiet_worker, pin_memory=pin_memory,
         # Of its own, or every new loader would take a number from torch's global generator and
         # a resumed run would draw other z than one that was never stopped.
         generator=torch.Generator())
@@ -239,15 +239,18 @@ class Pictures:
     """
 
     def __init__(self, o, team, checkpoint=None):
-        self.o, self.team = o, team
+        self.o, self.team, self.said = o, team, set()
         self.source = pictures.find_pictures(o.data)
         with team.first_here_first():                  # one process of each machine packs
             self.folder = pictures.pack_pictures(
                 self.source, o.resolution, o.cache, machine.cores(), o.max_bad,
                 o.allow_upsampling, team.say, machine.progress_bar)
         n = len(PictureDataset(self.folder, self.source, o.resolution))
-        self.split = pictures.find_split(o, checkpoint, self.source, n)
+        self.contents = pictures.contents_of(self.folder)      # which they are, for a checkpoint
+        self.split = pictures.find_split(o, checkpoint, self.source, self.contents, n)
         self.parts = self.split and pictures.split_pictures(n, self.split["seed"])
+        if o.workers:                                  # is there room for them at the end?
+            self._workers(o.resolution, o.batch[o.resolution])
 
     def dataset(self, resolution, part="training"):
         """The training pictures as a dataset; or the held-out "adversary" or "test"; or "all"."""
@@ -256,7 +259,37 @@ class Pictures:
                               flip=not self.o.no_flip, only=only)
 
     def batches(self, resolution, batch, nimg):
-        """An iterator over this process's part of each batch, uint8, from sample nimg on."""
-        return iter(picture_loader(
-            self.dataset(resolution), batch // self.team.processes, nimg, self.o.workers,
-            self.team.device.type == "cuda", self.team.rank, self.team.processes))
+        """An iterator over this process's part of each batch, uint8, from sample nimg on.
+
+        A loader keeps no state. So if a worker fails (killed, no room, no memory), the main process
+        goes on with the sample that has been reached, and the run stays the same to the bit.
+        Proved: tests/test_dataloader.py::test_a_run_outlives_the_processes_that_load_its_pictures
+        """
+        workers = self._workers(resolution, batch)
+        while True:
+            try:
+                for pixels in machine.started(picture_loader(
+                        self.dataset(resolution), batch // self.team.processes, nimg, workers,
+                        self.team.device.type == "cuda", self.team.rank, self.team.processes)):
+                    yield pixels
+                    nimg += batch
+            except (RuntimeError, OSError, ValueError, MemoryError) as error:
+                if not workers:                        # not the fault of a worker
+                    raise
+                self._note(f"the processes that load pictures failed "
+                           f"({str(error).strip().splitlines()[-1]}); the main process goes on "
+                           f"without them, as with --workers 0")
+                workers, error.__traceback__ = 0, None         # which would keep the others alive
+
+    def _workers(self, resolution, batch):
+        """--workers, or as many as there is room for, which is said."""
+        room = 3 * resolution ** 2 * batch // self.team.processes
+        workers, why = machine.workers_that_fit(self.o.workers, room)
+        if why:
+            self._note(f"--workers {workers} at {resolution} px and not {self.o.workers}: {why}")
+        return workers
+
+    def _note(self, text):
+        if text not in self.said:                      # once each
+            self.said.add(text)
+            print(f"note: {text}", file=sys.stderr)

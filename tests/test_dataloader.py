@@ -1,6 +1,8 @@
 """stylegan_dataloader.py, from top to bottom. Each test is a lesson; its control can fail."""
 
 import itertools
+import multiprocessing
+import time
 import types
 
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 import stylegan_dataloader as data
 from workshop import UserError, machine, pictures
+from workshop.options import Table
 
 
 @pytest.fixture
@@ -176,7 +179,8 @@ def test_a_new_loader_takes_nothing_from_the_global_random_state(tmp_path, photo
 def a_run(photos, tmp_path, **options):
     """What train.py hands to `Pictures`: its options, and one process."""
     given = dict(data=photos, resolution=16, cache=tmp_path / "cache", max_bad=1.0, seed=3,
-                 allow_upsampling=False, evaluate_kimg=None, no_flip=False, workers=0)
+                 allow_upsampling=False, evaluate_kimg=None, no_flip=False, workers=0,
+                 batch=Table({4: 4}))
     return types.SimpleNamespace(**{**given, **options}), machine.Team(torch.device("cpu"))
 
 
@@ -193,6 +197,62 @@ def test_the_pictures_of_a_run_are_batches_from_where_it_stands(tmp_path, photos
     assert torch.equal(next(run.batches(8, 4, 10)), dataset.__getitems__([11, 13]))
     upright = data.Pictures(a_run(photos, tmp_path, no_flip=True)[0], team).dataset(16)
     assert not upright.flip and run.dataset(16).flip
+
+
+def test_a_run_outlives_the_processes_that_load_its_pictures(tmp_path, photos, capsys, monkeypatch):
+    """Lesson: a worker is killed (by the kernel, for want of memory), or finds no room in shared
+    memory. A loader keeps no state, so the main process takes over where it is: the batches are the
+    same to the bit, it is said once, and nobody waits for ever."""
+    wanted = iter(data.Pictures(*a_run(photos, tmp_path)).batches(8, 4, nimg=8))
+    wanted = [next(wanted) for _ in range(30)]
+
+    def no_room(pixels):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+    for failure in ("killed", "no room", "none"):
+        with monkeypatch.context() as patch:
+            if failure == "no room":
+                patch.setattr(pictures, "shared", no_room)
+            batches = data.Pictures(*a_run(photos, tmp_path, workers=2)).batches(8, 4, nimg=8)
+            found = [next(batches) for _ in range(3)]
+            children = multiprocessing.active_children()
+            if failure == "killed":
+                for child in children:
+                    child.kill()
+                time.sleep(0.3)                                # in a step, where nothing is raised
+            found += [next(batches) for _ in range(27)]
+        assert all(map(torch.equal, found, wanted))
+        said = capsys.readouterr().err
+        if failure == "none":                                  # control
+            assert said == "" and len(children) == 2
+        else:
+            assert said.count("\n") == 1 and "the main process goes on without them" in said
+            assert ("exited unexpectedly" if failure == "killed" else "No space left") in said
+        batches.close()
+
+
+def test_workers_without_room_are_not_started(tmp_path, photos, capsys, monkeypatch):
+    """Lesson: whether the last resolution has room for them is known at the start."""
+    monkeypatch.setattr(machine, "workers_that_fit", lambda count, room: (
+        (1, "too little") if room >= 3 * 16 * 16 * 4 else (count, "")))
+    o, team = a_run(photos, tmp_path, workers=2)
+    run = data.Pictures(o, team)
+    assert capsys.readouterr().err == "note: --workers 1 at 16 px and not 2: too little\n"
+    for resolution, workers in ((8, 2), (16, 1)):
+        batches = run.batches(resolution, 4, nimg=0)
+        next(batches)
+        assert len(multiprocessing.active_children()) == workers
+        batches.close()
+    assert capsys.readouterr().err == ""                       # it is said once
+
+
+def test_a_picture_that_has_gone_is_named(tmp_path, photos):
+    """Lesson: where the largest level found no room, originals are read while training."""
+    dataset = dataset_of(photos, tmp_path)
+    dataset.packed = False
+    assert dataset.__getitems__(range(12)).shape == (12, 16, 16, 3)        # control
+    (photos / "03.png").unlink()
+    with pytest.raises(UserError, match="photos: 03.png cannot be read any more .*No such file"):
+        dataset.__getitems__(range(12))
 
 
 def test_a_run_that_measures_itself_holds_pictures_out(tmp_path, photos):

@@ -896,22 +896,60 @@ def test_training_is_measured_with_the_runs_settings(faces, tmp_path, capsys, mo
 
 def test_unseen_pictures_are_found_or_asked_for():
     """Lesson: a gap measured on pictures that D was trained with would flatter the networks."""
-    split = {"seed": 3, "images": 500}
+    split, x, y = {"seed": 3, "images": 500}, a_source("x"), a_source("y")
     held_out = {"progress": {"pictures": "x", "split": split}}
-    adversary, test = measuring.find_parts(held_out, 500, "x")
+    adversary, test, which = measuring.find_parts(held_out, 500, x, None)
     judge = pictures.split_pictures(500, 3)
     assert np.array_equal(adversary, judge["adversary"]) and np.array_equal(test, judge["test"])
+    assert which == ""
     # Other pictures: all of them are unseen.
     for checkpoint in (held_out, {"progress": {"pictures": "x"}}, {}):
-        adversary, test = measuring.find_parts(checkpoint, 101, "y")
+        adversary, test, which = measuring.find_parts(checkpoint, 101, y, None)
         assert sorted([*adversary, *test]) == list(range(101)) and abs(len(adversary) - 50) <= 1
-    # Its own pictures, all of them used. That is known before they are packed.
-    for n in (None, 500):
-        with pytest.raises(UserError, match="--data another folder.*--evaluate-kimg"):
-            measuring.find_parts({"progress": {"pictures": "x"}}, n, "x")
+        assert which == "101 of y"
+    # Its own pictures, all of them used.
+    with pytest.raises(UserError, match="--data another folder.*--evaluate-kimg"):
+        measuring.find_parts({"progress": {"pictures": "x"}}, 500, x, None)
     # As many pictures as then, or nobody knows which were held out.
     with pytest.raises(UserError, match="499 are usable.*500 were"):
-        measuring.find_parts(held_out, 499, "x")
+        measuring.find_parts(held_out, 499, x, None)
+
+
+def a_source(stamp):
+    return pictures.Source("folder", stamp, [], stamp)
+
+
+def test_no_picture_that_was_trained_on_is_taken_for_unseen():
+    """Lesson: copied, renamed, zipped or mixed with new ones, a picture that D has learned from is
+    known by its content. Of a checkpoint that an earlier version wrote, which knew no contents, the
+    run's own pictures are refused once they have other times."""
+    then, copied = torch.arange(1000, 1500), a_source("new times")
+    split = {"seed": 3, "images": 500}
+    parts, progress = pictures.split_pictures(500, 3), {"pictures": "old", "contents": then}
+    whole, held_out = ({"progress": {**progress, "split": which}} for which in (None, split))
+    # The same again, with new times.
+    adversary, test, which = measuring.find_parts(held_out, 500, copied, then)
+    assert np.array_equal(adversary, parts["adversary"]) and np.array_equal(test, parts["test"])
+    with pytest.raises(UserError, match="trained on all of its pictures"):
+        measuring.find_parts(whole, 500, copied, then)
+    # In another order, with 40 new ones between them.
+    mixed = torch.cat([then[250:], torch.arange(40), then[:250]])
+    for checkpoint, unseen in (
+            (whole, set(range(40))),
+            (held_out, {*range(40), *then[np.r_[parts["adversary"], parts["test"]]].tolist()})):
+        adversary, test, which = measuring.find_parts(checkpoint, 540, copied, mixed)
+        assert set(mixed[np.r_[adversary, test]].tolist()) == unseen
+        assert abs(len(adversary) - len(test)) <= 1 and not set(adversary) & set(test)
+        assert which == (f"{len(unseen)} of new times (the other {540 - len(unseen)} of 540 were "
+                         f"trained on)")
+    with pytest.raises(UserError, match="trained on all of its pictures"):
+        measuring.find_parts(whole, 250, copied, then[250:])
+    # Earlier versions.
+    for old_split in (None, split):
+        old = {"progress": {"pictures": "old", "split": old_split}}
+        with pytest.raises(UserError, match="have changed, or were copied.*--data"):
+            measuring.find_parts(old, 500, copied, then, named=False)
+        assert len(measuring.find_parts(old, 500, copied, then)[0]) == 250             # control
 
 
 def save_network(path, name="Flat"):
@@ -1150,7 +1188,8 @@ def test_a_checkpoint_is_measured_explained_and_noted_down(tmp_path, capsys, mon
     for word in ("duality_gap", "Unit: nats", "Cannot see", "dg_steps 2", "data faces-50000"[:10],
                  "+-: the standard error over test batches", "after 5 kimg"):
         assert word in " ".join(said.out.split()), word
-    assert "is taken for pictures that training never saw" in said.err
+    assert "never saw are taken 80 of faces-10000-10079" in said.err
+    assert "unseen 80 of faces-10000-10079" in " ".join(said.out.split())
     first, second = lines_of(tmp_path)                         # and what was cut off is gone
     del first["seconds"], second["seconds"]
     assert first == second and first["value"] > 0
@@ -1168,6 +1207,14 @@ def test_a_number_is_shown_even_if_it_cannot_be_written(run, fresh, capsys, monk
     assert start(fresh, *usual) == 0
     said = capsys.readouterr()
     assert "KID-mine" in said.out and "metrics.jsonl cannot be written" in said.err
+    # It is said before measuring, too; and a cache that takes no features is a note as well.
+    monkeypatch.setattr(evaluate.os, "access", lambda path, mode: False)
+    monkeypatch.setattr("workshop.figures.written", lambda path: open(path / "no" / "x", "w"))
+    assert start(fresh, *usual, "--seed", 1) == 0
+    said = capsys.readouterr()
+    assert "KID-mine" in said.out and "the numbers will only be shown" in said.err
+    assert "features-" in said.err
+    monkeypatch.undo()
     monkeypatch.setattr(evaluate, "measure_ppl", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         start(fresh, *usual)

@@ -396,6 +396,10 @@ def test_an_interrupted_run_is_known_by_its_launch(tmp_path, monkeypatch):
         folder = tmp_path / "runs" / f"0000{number}-faces"
         folder.mkdir(parents=True)
         (folder / "settings.json").write_text(f'{{"launch": "{launch}"}}')
+    for number, damaged in enumerate(("", "[]", '{"launch"', "{}")):       # others may be damaged
+        folder = tmp_path / "runs" / f"0000{number}-damaged"
+        folder.mkdir()
+        (folder / "settings.json").write_text(damaged)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
     assert machine.interrupted_run(None) is None               # the first attempt
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -485,6 +489,73 @@ def test_what_a_gpu_loads_at_first_is_no_part_of_the_rehearsal(monkeypatch):
     slow, _ = machine.rehearse(lambda *_: now.__setitem__(0, now[0] + 7), [128], {128: 32},
                                [16, 4], lambda x: x)          # control: a step that stays slow
     assert slow == {128: 7 / 32}
+
+
+# ---- 6. other processes ----
+
+
+def test_no_more_workers_than_shared_memory_and_open_files(monkeypatch):
+    """Lesson: a container has 64 MB of shared memory. Batches of 4 pictures at 1024 px are 12.6 MB,
+    two for each worker: two workers have room, not eight. And each needs a few open files."""
+    free, limits = [64_000_000], [(1024, 4096)]
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: types.SimpleNamespace(
+        free=free[0]))
+    monkeypatch.setattr(machine, "resource", types.SimpleNamespace(
+        RLIMIT_NOFILE=7, RLIM_INFINITY=-1, getrlimit=lambda which: limits[-1],
+        setrlimit=lambda which, new: limits.append(new)))
+    batch = 3 * 1024 ** 2 * 4
+    workers, why = machine.workers_that_fit(8, batch)
+    assert workers == 2 and "64 MB" in why and "--shm-size" in why and "--workers 2" in why
+    assert machine.workers_that_fit(2, batch) == (2, "") == machine.workers_that_fit(2, 0)
+    free[0] = 1_000_000_000
+    assert machine.workers_that_fit(8, batch) == (8, "")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")                # which share it
+    assert machine.workers_that_fit(8, batch)[0] == 4
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    free[0] = 4096
+    assert machine.workers_that_fit(8, batch)[0] == machine.workers_that_fit(8, 0)[0] == 0
+    assert machine.workers_that_fit(0, batch) == (0, "")
+    free[0] = 1_000_000_000
+    limits[:] = [(256, 4096)]
+    assert machine.workers_that_fit(16, batch) == (16, "") and limits[-1] == (384, 4096)
+    limits[:] = [(64, 64)]
+    workers, why = machine.workers_that_fit(2, batch)
+    assert workers == 0 and "64 files" in why and "ulimit -n" in why
+
+
+HOLD = """import os, sys, time
+sys.path.insert(0, {root!r})
+from workshop import machine
+assert machine.lock({path!r}) == ""
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="os.fork")
+def test_a_lock_is_free_when_its_process_dies(tmp_path):
+    """Lesson: kill -9 leaves no lock behind, not even while a process that the dead one started
+    (one that loads pictures) still lives. The file may stay for ever; it means nothing."""
+    path = tmp_path / "lock"
+    assert machine.is_locked(path) is None
+    process = subprocess.Popen([sys.executable, "-c", HOLD.format(root=str(ROOT), path=str(path))],
+                               stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    try:
+        assert machine.lock(path).startswith(f"process {process.pid} on ")
+        assert machine.is_locked(path) is True
+        process.kill()
+        process.wait()
+        os.kill(child, 0)                                      # still there
+        assert machine.is_locked(path) is False
+        assert machine.lock(path) == "" == machine.lock(path) and machine.is_locked(path)
+        machine.unlock(path)
+        assert machine.is_locked(path) is False
+    finally:
+        os.kill(child, 9)
+    assert machine.lock(tmp_path / "no" / "folder" / "lock") == ""         # nothing to lock: go on
 
 
 @LINUX

@@ -1,5 +1,6 @@
 """workshop/options.py: what can be typed, and the one sentence for what cannot."""
 
+import io
 import re
 import subprocess
 import sys
@@ -51,6 +52,54 @@ def test_what_the_user_can_mend_is_one_sentence(error, code, line, capsys):
         raise error
     found, said = refused(main, [], capsys)
     assert found == code and said.startswith(line)
+
+
+def test_a_missing_or_foreign_stream_is_no_error(monkeypatch):
+    """Lesson: stdout may be closed (a batch system, pythonw), or be a notebook's, which cannot be
+    told how to write what the terminal cannot show."""
+    class Notebook(io.TextIOBase):
+        def write(self, text):
+            written.append(text)
+            return len(text)
+    written = []
+
+    def main(argv):
+        print("said")
+        raise UserError("and ended")
+    for stream in (None, Notebook()):
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        with pytest.raises(SystemExit) as ended:
+            options.start(main, "program.py", "stopped", [])
+        assert ended.value.code == 2
+    assert "".join(written) == "said\nprogram.py: and ended\n"
+
+
+def test_an_error_of_a_run_says_how_to_go_on(capsys):
+    """Lesson: and no other program repeats it."""
+    def main(argv):
+        options.how_to_go_on[:] = [lambda: "; to go on: so"] * bool(argv)
+        raise UserError("no more pictures")
+    assert refused(main, ["x"], capsys)[1] == "program.py: no more pictures; to go on: so"
+    assert options.how_to_go_on
+    assert refused(main, [], capsys)[1] == "program.py: no more pictures"
+
+
+def test_a_cache_of_another_machine_is_not_made_again(tmp_path, monkeypatch):
+    """Lesson: a checkpoint names the cache by its whole path. On a new machine that path would be
+    made, perhaps on the wrong disk; there the cache is the usual one again."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    told, _ = options.complete_options({}, CPU)
+    for there, wanted in (("mine", "mine"), ("gone/cache", "cache")):
+        kept = {"options": options.as_plain({**told, "cache": str(tmp_path / there)}),
+                "settings": {}, "progress": {"nimg": 0, "pictures": "x"}}
+        monkeypatch.setattr(options.checkpoints, "load_checkpoint", lambda path: kept)
+        monkeypatch.setattr(options.checkpoints, "resumable", lambda checkpoint: True)
+        o, _ = options.read(["--resume", "x.pt", "--device", "cpu"])
+        assert o.cache == str(tmp_path / wanted)
+    o, _ = options.read(["--resume", "x.pt", "--device", "cpu", "--cache", "new"])     # control
+    assert o.cache == str(tmp_path / "new")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("a bug"), KeyError(3)])

@@ -1,15 +1,24 @@
 """workshop/pictures.py and painted_faces.py: any picture file, the packed cache, the faces."""
 
+import io
 import itertools
+import json
 import os
+import pathlib
 import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
 import zipfile
+import zlib
 from random import Random
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 import stylegan_dataloader as data
 from workshop import painted_faces, pictures
@@ -72,7 +81,7 @@ def test_wrong_paths_get_one_clear_sentence(tmp_path, photos):
     (tmp_path / "broken.zip").write_bytes(whole.replace(b"PK\x01\x02", b"PK\x09\x09"))
     (photos / "._00.png").write_bytes(b"what macOS leaves behind")
     (photos / "notes.txt").write_text("hello")
-    Image.new("RGB", (40, 32)).save(photos / "moving.gif")     # a suffix that is not in SUFFIXES
+    (photos / "painting.psd").write_bytes(b"8BPS")             # a suffix that is not in SUFFIXES
     for path, message in [(tmp_path / "missing", "no such folder"), (tmp_path / "empty", "no pict"),
                           (tmp_path / "notes.txt", "no .zip"), (photos / "01.png", "no .zip"),
                           (tmp_path / "broken.zip", "damaged .zip")]:
@@ -133,6 +142,7 @@ def test_every_mode_becomes_the_right_rgb(tmp_path):
     assert close(np.asarray(grey16.convert("RGB")), (255,) * 3)            # control: Pillow's way
     assert close(read(grey16, "x.tif"), (128,) * 3)
     assert close(read(Image.fromarray(np.full(size, 0.5, np.float32)), "x.tiff"), (128,) * 3)
+    assert close(read(Image.fromarray(np.full(size, 200, np.float32)), "x.tiff"), (200,) * 3)
     palette = Image.new("P", size, 1)
     palette.putpalette([0, 0, 0, 10, 200, 30])
     assert close(read(palette), (10, 200, 30))
@@ -154,6 +164,136 @@ def test_every_mode_becomes_the_right_rgb(tmp_path):
     assert turned[4, 1, 1] > 200 and turned[4, 6, 2] > 200                 # green left, blue right
     upright = read(sky)
     assert upright[1, 4, 2] > 200 and upright[6, 4, 1] > 200
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 256.0, 40000.0, np.int32(70000)])
+def test_numbers_without_a_known_white_are_named(tmp_path, value):
+    """Lesson: a float picture that is not finite, or of an unknown range, would become white or
+    black without a word, and D would learn from it. It counts as damaged, and is named."""
+    values = np.full((16, 16), 0.5, np.int32 if isinstance(value, np.int32) else np.float32)
+    values[3, 4] = value
+    (tmp_path / "p").mkdir()
+    Image.fromarray(values).save(tmp_path / "p" / "x.tiff")
+    Image.new("RGB", (16, 16), (9, 8, 7)).save(tmp_path / "p" / "y.png")
+    folder, lines = pack(tmp_path / "p", tmp_path / "cache", max_bad=50)
+    assert any("damaged, skipped: x.tiff (its " in line for line in lines)
+    assert len(np.load(folder / "16.npy")) == 2 and json.loads(
+        (folder / "index.json").read_text())["numbers"] == [1]
+
+
+def with_chunk(image, kind, payload, last=False):
+    """The bytes of a PNG with one more chunk, before or behind its pixels."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    whole = file.getvalue()
+    at = whole.index(b"IEND" if last else b"IDAT") - 4
+    return (whole[:at] + struct.pack(">I", len(payload)) + kind + payload
+            + struct.pack(">I", zlib.crc32(kind + payload)) + whole[at:])
+
+
+def test_what_is_written_about_a_picture_does_not_damage_it(tmp_path):
+    """Lesson: text of more than 1 MB (the workflows that picture generators store), a huge colour
+    profile or a broken EXIF block are no damage: the pixels are sound. The orientation is used
+    where it can be read, also beside a number that cannot be."""
+    sky = Image.new("RGB", (16, 32), (0, 0, 255))              # blue above, green below
+    sky.paste((0, 255, 0), (0, 16, 16, 32))
+    much = zlib.compress(b"x" * 3_000_000)
+    upright = {"ztxt": with_chunk(sky, b"zTXt", b"workflow\0\0" + much),
+               "late": with_chunk(sky, b"zTXt", b"workflow\0\0" + much, last=True),
+               "itxt": with_chunk(sky, b"iTXt", b"workflow\0\1\0\0\0" + much),
+               "iccp": with_chunk(sky, b"iCCP", b"profile\0\0" + zlib.compress(bytes(3_000_000))),
+               "noise": with_chunk(sky, b"eXIf", bytes(range(40))),
+               "cut": with_chunk(sky, b"eXIf", b"II*\0\x08\0\0\0\x01\0\x12")}
+    turn = struct.pack("<HHII", 0x112, 3, 1, 6)                # "turn me 90 degrees"
+    bad = struct.pack("<HHII", 0x11A, 10, 1, 8 + 2 + 24 + 4)   # minus one through nought
+    turned = {"rational": with_chunk(sky, b"eXIf", b"II*\0\x08\0\0\0\x02\0" + turn + bad
+                                     + bytes(4) + struct.pack("<ii", -1, 0))}
+    (tmp_path / "p").mkdir()
+    for name, whole in {**upright, **turned}.items():
+        (tmp_path / "p" / f"{name}.png").write_bytes(whole)
+    for where in (tmp_path / "p", shutil.make_archive(tmp_path / "p", "zip", tmp_path / "p")):
+        folder, lines = pack(where, tmp_path / "cache", max_bad=0)
+        assert not any("damaged" in line for line in lines)
+        for name, pixels in zip(pictures.find_pictures(where).names, np.load(folder / "16.npy")):
+            is_turned = pixels[8, 2, 1] > 200 and pixels[8, 13, 2] > 200   # green left, blue right
+            is_upright = pixels[2, 8, 2] > 200 and pixels[13, 8, 1] > 200
+            assert (is_turned, is_upright) == ((name[:-4] in turned), name[:-4] in upright), name
+    with pytest.raises(ValueError, match="too large"):         # control: Pillow's own way
+        Image.open(tmp_path / "p" / "ztxt.png").load()
+    with Image.open(tmp_path / "p" / "rational.png") as image, pytest.raises(Exception):
+        ImageOps.exif_transpose(image)
+
+
+def test_links_are_followed_and_a_loop_ends(tmp_path, photos):
+    """Lesson: class folders are often links to another disk. A link back to the folder itself, or a
+    second one to the same place, adds nothing; names that need no link stay as they are; a link
+    that leads nowhere is counted."""
+    before = pictures.find_pictures(photos)
+    shutil.copytree(photos / "deeper", tmp_path / "elsewhere")
+    for name, target in (("a class", tmp_path / "elsewhere"), ("loop", photos),
+                         ("b", photos / "deeper"), ("again", tmp_path / "elsewhere"),
+                         ("gone.png", tmp_path / "not mounted" / "x.png"),
+                         ("linked.png", photos / "01.png")):
+        (photos / name).symlink_to(target)
+    found = pictures.find_pictures(photos)
+    assert set(before.names) < set(found.names)
+    new = {name for name in found.names if name not in before.names}
+    assert new == {"linked.png"} | {f"a class/still/{k:02d}.png" for k in range(0, 12, 2)}
+    assert found.left == "1 broken links" and before.left == ""
+    folder, lines = pack(photos, tmp_path / "cache")
+    assert "1 broken links" in lines[0] and len(np.load(folder / "16.npy")) == 12 + 1 + 6
+
+
+def test_each_listed_format_is_used_and_the_rest_is_counted(tmp_path):
+    """Lesson: nothing is left out silently. A folder of .jfif is one of
+    photos; a thousand .heic that nobody here can read are a line, not a surprise."""
+    image, mixed = Image.new("RGB", (16, 16), (200, 30, 40)), tmp_path / "mixed"
+    mixed.mkdir()
+    kinds = {".jfif": "JPEG", ".jpe": "JPEG", ".gif": "GIF", ".ppm": "PPM", ".bmp": "BMP",
+             ".jp2": "JPEG2000", ".avif": "AVIF", ".webp": "WEBP", ".TIF": "TIFF"}
+    kinds = {suffix: kind for suffix, kind in kinds.items() if suffix not in pictures.NEEDS
+             or pictures._pillow_has(pictures.NEEDS[suffix])}
+    assert len(kinds) >= 7
+    for suffix, kind in kinds.items():
+        image.save(mixed / f"a{suffix}", format=kind)
+    for name in ("1.heic", "2.HEIC", "labels.json", "photo", ".hidden", "Thumbs.db"):
+        (mixed / name).write_bytes(b"something")
+    os.mkfifo(mixed / "pipe.png")                              # to open it is to wait for ever
+    for where in (mixed, tmp_path / "mixed.zip"):
+        if where.suffix:
+            with zipfile.ZipFile(where, "w") as archive:
+                for path in mixed.iterdir():
+                    if path.name != "pipe.png":
+                        archive.write(path, path.name)
+        folder, lines = pack(where, tmp_path / "cache")
+        assert np.abs(np.load(folder / "4.npy").astype(int) - (200, 30, 40)).max() < 12
+        assert len(np.load(folder / "4.npy")) == len(kinds)
+        assert "left out" in lines[0] and not any("damaged" in line for line in lines)
+        for part in ("2 .heic", "1 .json", "1 .db", "1 without a suffix"):
+            assert part in lines[0], lines[0]
+        assert ("1 pipes" in lines[0]) == (where == mixed) and "hidden" not in lines[0]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "1.heic").touch()
+    with pytest.raises(pictures.DataError, match="no pictures in it.*there are 1 .heic"):
+        pictures.find_pictures(tmp_path / "none")
+
+
+def test_the_size_of_a_zip_member_is_known_before_it_is_unpacked(tmp_path, monkeypatch):
+    """Lesson: 2 MB of .zip can be 2 GB of zeros. They are named, and never in memory."""
+    image = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(image, "PNG")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", image.getvalue())
+        archive.writestr("big.png", bytes(1_000_000))
+    monkeypatch.setattr(pictures, "MOST_BYTES", 900_000)
+    read, right = [], zipfile.ZipFile.read
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda self, name, *more: read.append(
+        getattr(name, "filename", name)) or right(self, name, *more))
+    folder, lines = pack(tmp_path / "x.zip", tmp_path / "cache", max_bad=50)
+    assert "damaged, skipped: big.png (1 MB when it is unpacked; no more than 900 kB" in lines[-2]
+    assert set(read) == {"a.png"}
+    monkeypatch.undo()                                         # control
+    assert pictures.MOST_BYTES == 3 * Image.MAX_IMAGE_PIXELS > 2e8
 
 
 def test_the_central_square_is_cut_and_downsampling_is_antialiased(tmp_path):
@@ -277,13 +417,136 @@ def test_the_disk_is_checked_before_writing(tmp_path, photos):
     assert not any((tmp_path / "cache").rglob("*.npy"))
     folder, lines = pack(photos, tmp_path / "cache", free_bytes=spare + need[4] + need[8])
     assert "originals are read at 16 px" in lines[0]
-    assert sorted(p.name for p in folder.glob("*.npy")) == ["4.npy", "8.npy"]
+    assert sorted(p.name for p in folder.glob("[0-9]*.npy")) == ["4.npy", "8.npy"]
+    # As long as there is no more room, nothing is said; then, that there is.
+    assert pack(photos, tmp_path / "cache", free_bytes=spare + need[16]) == (folder, [])
+    assert "now there is: delete it" in pack(photos, tmp_path / "cache")[1][0]
     whole, _ = pack(photos, tmp_path / "whole", free_bytes=spare + sum(need.values()))
     source = pictures.find_pictures(photos)
     for r in (4, 8, 16):                                                   # and gives the same
         one, two = (data.PictureDataset(f, source, r).__getitems__(range(24))
                     for f in (folder, whole))
         assert torch.equal(one, two)
+
+
+def test_a_cache_that_was_copied_in_part_is_packed_again(tmp_path, photos):
+    """Lesson: a level that is cut short would end the run with a traceback, and one of the right
+    size with a hole in it would teach black pictures. What was not copied is not read again."""
+    folder, _ = pack(photos, tmp_path / "cache")
+    whole, size = (folder / "16.npy").read_bytes(), (folder / "16.npy").stat().st_size
+    shutil.copytree(folder, tmp_path / "whole")
+
+    def hole(path):
+        path.write_bytes(whole[:128 + 5 * 768])
+        os.truncate(path, size)
+
+    def empty_list(path):
+        path.write_text("[]")
+    for name, damage in (
+            ("16.npy", lambda path: os.truncate(path, 1000)), ("8.npy", os.remove),
+            ("4.npy", lambda path: os.truncate(path, 0)), ("16.npy", hole),
+            ("index.json", lambda path: os.truncate(path, 20)), ("index.json", empty_list),
+            ("index.json", lambda path: path.write_text('{"levels": [4, 8, 16]}')),
+            ("checks.npy", lambda path: os.truncate(path, 30))):
+        damage(folder / name)
+        again, lines = pack(photos, tmp_path / "cache")
+        assert again == folder and "is packed again" in lines[0], name
+        assert (folder / "16.npy").read_bytes() == whole
+        assert pack(photos, tmp_path / "cache") == (folder, [])            # once
+    # A whole copy has new times, is looked through once, and used.
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    looked = []
+    right = zlib.crc32
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures.zlib, "crc32", lambda *a: looked.append(1) or right(*a))
+        for _ in range(2):
+            assert pack(photos, tmp_path / "cache") == (folder, [])
+    assert len(looked) == 3 * 12
+
+
+def test_a_content_is_known_wherever_it_lies(tmp_path, photos):
+    """Lesson: a copy has other times, a .zip has none that count; the pictures are the same. One
+    byte more in one of them, and they are others."""
+    folder, _ = pack(photos, tmp_path / "cache")
+    contents = pictures.contents_of(folder)
+    assert len(set(contents.tolist())) == 12 and contents.dtype == torch.int64
+    shutil.copytree(photos, tmp_path / "copy", copy_function=shutil.copyfile)
+    archive = shutil.make_archive(tmp_path / "z", "zip", photos)
+    stamps = {pictures.find_pictures(photos).stamp}
+    for where in (tmp_path / "copy", archive):
+        source = pictures.find_pictures(where)
+        stamps.add(source.stamp)
+        other = pictures.contents_of(pack(where, tmp_path / "cache")[0])
+        assert torch.equal(other, contents)
+        assert pictures.same_pictures({"contents": contents, "pictures": "x"}, source, other)
+        assert not pictures.same_pictures({"pictures": "x"}, source, other)
+    assert len(stamps) == 3                                    # control: by times they are not
+    with open(tmp_path / "copy" / "01.png", "ab") as file:
+        file.write(b"x")
+    assert not torch.equal(pictures.contents_of(pack(tmp_path / "copy", tmp_path / "cache")[0]),
+                           contents)
+    faces = pictures.pack_pictures(pictures.painted_faces(range(3)), 4, tmp_path, report=str)
+    assert pictures.contents_of(faces) is None
+
+
+PACK = """import sys, time
+sys.path.insert(0, {root!r})
+from workshop import machine, pictures
+right = pictures.read_picture
+def slowly(*args):
+    time.sleep(0.05)
+    return right(*args)
+pictures.read_picture = slowly
+source = pictures.painted_faces(range(400))
+print("begun", flush=True)
+pictures.pack_pictures(source, 4, {cache!r}, workers=2, report=str)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes to kill in /proc")
+def test_a_killed_packer_ends_the_packing_in_seconds(tmp_path):
+    """Lesson: of the processes that pack one is killed: one sentence, exit code 2, nobody is left.
+    (It used to wait for ever, since they ignore what Python sends them at its end.) Where all are
+    killed, the next one does not count what they left as used disk."""
+    code = PACK.format(root=str(pathlib.Path(pictures.__file__).parent.parent),
+                       cache=str(tmp_path / "cache"))
+    main = ("from workshop import options\noptions.start(lambda argv: exec(code, {}), 'x.py')")
+    process = subprocess.Popen([sys.executable, "-c", f"code = {code!r}\nimport sys\n"
+                                f"sys.path.insert(0, {str(pathlib.Path(data.__file__).parent)!r})\n"
+                                f"{main}"], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+                               text=True)
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    assert process.stdout.readline() == "begun\n"
+    for _ in range(1000):
+        workers = [int(pid) for pid in children.read_text().split()]
+        if len(workers) == 2:
+            break
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.kill(workers[0], signal.SIGKILL)
+    started = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2 and time.monotonic() - started < 30
+    assert said.count("\n") == 1 and "x.py: a process was ended from outside while packing" in said
+    assert not any(pathlib.Path(f"/proc/{pid}").exists() for pid in workers)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+    # kill -9 leaves a folder whose lock is free: it goes at once. One that is held stays.
+    dead, alive = (tmp_path / "cache" / f"{name}.partial-x" for name in ("dead", "alive"))
+    for folder in (dead, alive):
+        folder.mkdir()
+    (dead / "lock").touch()
+    pictures.machine.lock(alive / "lock")
+    pictures.pack_pictures(pictures.painted_faces(range(3)), 4, tmp_path / "cache", report=str)
+    assert alive.exists() and not dead.exists()
+    pictures.machine.unlock(alive / "lock")
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, photos):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(pictures.DataError, match="name another place with --cache"):
+        pack(photos, tmp_path / "file" / "cache")
 
 
 def test_damaged_files_are_named_and_too_many_stop_the_run(tmp_path, photos):

@@ -7,7 +7,10 @@ import json
 import math
 import os
 import pathlib
+import shlex
+import shutil
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -21,9 +24,9 @@ import evaluate
 import stylegan_dataloader as data
 import tiny
 import train
-from conftest import refused, relative
+from conftest import ROOT, refused, relative
 from tiny import deterministic, differences, finish, start, torchrun
-from workshop import checkpoints, machine, pictures, run
+from workshop import checkpoints, machine, options, pictures, run
 from workshop.options import Table
 
 # ---- 1. the sample grid ----
@@ -107,27 +110,84 @@ def test_a_run_gets_the_next_number_and_a_checkpoint_goes_on_in_its_own_folder(
     assert run.make_run_folder(pathlib.Path("my/own"), "faces", own) == pathlib.Path("my/own")
 
 
-def test_lines_after_the_checkpoint_are_forgotten(tmp_path):
-    """Lesson: also the half of a line that a killed run left, and a line that is none."""
+def test_lines_after_the_checkpoint_are_forgotten(tmp_path, capsys):
+    """Lesson: also the half of a line that a killed run left. What else is no line of a run, such
+    as a note of the user, is kept in another file."""
     log = tmp_path / "log.jsonl"
-    log.write_text('{"nimg": 100}\n{"nimg"\n[1]\n{"nimg": 200}\n{"nimg": 300}\n{"nimg": 20')
+    log.write_text('{"nimg": 100}\n{"nimg": 200}\n{"nimg": 300}\n{"nimg": 20')
     run.forget_later_lines(log, 200)
     assert log.read_text() == '{"nimg": 100}\n{"nimg": 200}\n'
-    assert list(tmp_path.iterdir()) == [log]
+    assert list(tmp_path.iterdir()) == [log] and capsys.readouterr().err == ""
+    strange = b'{"nimg"\n[1]\nlooks good\n{"note": "mine"}\n\n{"nimg": "2"}\n' + bytes(9) + b"\n"
+    log.write_bytes(b'{"nimg": 100}\n' + strange + b'{"nimg": 200, "who": "caf\xe9"}\n')
+    for _ in range(2):
+        run.forget_later_lines(log, 200)
+    assert log.read_text() == '{"nimg": 100}\n{"nimg": 200, "who": "caf\ufffd"}\n'
+    assert (tmp_path / "log.jsonl.damaged").read_bytes() == strange
+    assert capsys.readouterr().err.count("note: ") == 1
 
 
-def test_damaged_settings_are_put_aside(tmp_path):
-    """Lesson: they are for the reader; the checkpoint is what a run goes on from."""
+def test_damaged_settings_are_put_aside(tmp_path, capsys, monkeypatch):
+    """Lesson: they are for the reader; the checkpoint is what a run goes on from. And a full disk
+    cannot damage them, since they are written as checkpoints are."""
     o = types.SimpleNamespace(resume=pathlib.Path("x.pt"), command="python train.py", typed={},
                               device="cpu")
     for _ in range(2):
         run.write_settings(tmp_path, o, 1, 800)
     path = tmp_path / "settings.json"
     assert [part["nimg"] for part in json.loads(path.read_text())["resumed"]] == [800, 800]
-    path.write_text('{"repeat": "pyth')
-    run.write_settings(tmp_path, o, 1, 900)
-    assert [part["nimg"] for part in json.loads(path.read_text())["resumed"]] == [900]
-    assert (tmp_path / "settings.json.damaged").read_text() == '{"repeat": "pyth'
+    for damaged in ('', '{"repeat": "pyth', '[]', '{"note": "mine"}', '{"resumed": 3}'):
+        path.write_text(damaged)
+        run.write_settings(tmp_path, o, 1, 900)
+        assert [part["nimg"] for part in json.loads(path.read_text())["resumed"]] == [900]
+        assert (tmp_path / "settings.json.damaged").read_text() == damaged
+        assert capsys.readouterr().err.count("note: ") == 1
+    whole = path.read_text()
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(run.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.write_settings(tmp_path, o, 1, 1000)
+    assert path.read_text() == whole
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["settings.json", "settings.json.damaged"]
+
+
+def test_a_run_folder_belongs_to_one_run(finished, photos, tmp_path, capsys, monkeypatch):
+    """Lesson: two runs in one folder write each their lines into one log, and the last one's
+    checkpoint stays. The second ends at once, and says who was first. Once the first has ended, be
+    it by kill -9, the folder is free; its lock file never has to be deleted."""
+    tiny.no_rehearsal(monkeypatch)
+    folder = tmp_path / "run"
+    first = start("--data", photos, *tiny.RUN, "--total-kimg", "600", "--out", folder, "--workers",
+                  "2", cwd=tmp_path)
+    for _ in range(6000):
+        if (folder / "checkpoint.pt").exists():
+            break
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    log = (folder / "log.jsonl").read_bytes()
+    with monkeypatch.context() as patch:                       # nor is the checkpoint read before
+        patch.setattr(checkpoints, "load_checkpoint", lambda path: pytest.fail("read"))
+        for typed, message in ((["--resume", folder / "checkpoint.pt", "--total-kimg", "700"],
+                                f"another run writes there now (process {first.pid} on "),
+                               (["--data", photos, *tiny.RUN, "--out", folder],
+                                "not an empty folder")):
+            code, said = refused(train.main, typed, capsys)
+            assert code == 2 and message in said
+    # Two new runs with one --out: the slower one finds out when it makes its folder.
+    with pytest.raises(run.UserError, match=f"process {first.pid} on "):
+        run.make_run_folder(folder, "faces", None)
+    assert (folder / "log.jsonl").read_bytes().startswith(log)
+    first.kill()                                               # its workers live a little longer
+    first.communicate()
+    assert (folder / options.LOCK).exists()
+    with pytest.raises(run.UserError, match="not an empty folder"):
+        run.make_run_folder(folder, "faces", None)
+    nimg = checkpoints.load_checkpoint(folder / "checkpoint.pt")["progress"]["nimg"]
+    assert train.main(["--resume", str(folder / "checkpoint.pt"), "--total-kimg",
+                       str((nimg + 8) / 1000), "--workers", "0", "--device", "cpu"]) == 0
+    assert not machine.is_locked(folder / options.LOCK)        # also within one process
 
 
 # ---- 4. the run ----
@@ -504,6 +564,118 @@ def test_adams_flags_follow_the_device_and_not_the_checkpoint():
     assert other.param_groups[0]["fused"] is None
 
 
+def test_what_the_disk_does_not_take_ends_no_run(photos, tmp_path, capsys, monkeypatch):
+    """Lesson: the disk is full when a line of the log, a grid or a curve is written. These are for
+    the reader. The run says so, tries at once to keep what counts, and goes on to the same end."""
+    monkeypatch.chdir(tmp_path)
+    tiny.no_rehearsal(monkeypatch)
+    ends = []
+    for name in ("quiet", "full"):
+        kept, save = [], checkpoints.save_checkpoint
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "full":
+                def full(*args, **more):
+                    raise OSError(28, "No space left on device")
+                patch.setattr(run, "append_line", lambda path, line: False)
+                patch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+                grid = Image.Image.save
+                patch.setattr(Image.Image, "save", lambda image, path: grid(image, path)
+                              if path.name == "reals.png" else full())
+            patch.setattr(checkpoints, "save_checkpoint", lambda path, state: kept.append(
+                state["progress"]["nimg"]) or save(path, state))
+            assert train.main(["--data", str(photos), *tiny.RUN, "--resolution", "4",
+                               "--total-kimg", "0.1", "--samples-kimg", "0.04", "--tick-kimg",
+                               "0.024", "--checkpoint-kimg", "1", "--out", name]) == 0
+        ends.append((kept, capsys.readouterr().err, torch.load(
+            pathlib.Path(name) / "checkpoint.pt", weights_only=True)))
+    (kept, said, quiet), (kept_full, said_full, full) = ends
+    for key in ("sums", "steps_since_tick"):                   # each line that failed was kept
+        del quiet["progress"][key], full["progress"][key]
+    assert differences({k: v for k, v in quiet.items() if k != "options"},
+                       {k: v for k, v in full.items() if k != "options"}) == []
+    assert set(kept) == {104} and {24, 40, 48, 72, 80, 96, 104} >= set(kept_full) >= {24, 40}
+    assert said == "" and "note: samples cannot be written" in said_full
+    assert said_full.count("note: TensorBoard's file cannot be written") == 1
+
+
+def test_a_run_whose_folder_is_deleted_ends_with_one_sentence(photos, tmp_path, capsys,
+                                                              monkeypatch):
+    """Lesson: not with a traceback, and not with a checkpoint to go on from that is not there."""
+    monkeypatch.chdir(tmp_path)
+    tiny.no_rehearsal(monkeypatch)
+    step, steps = train.training_step, []
+
+    def watch(*arguments):
+        steps.append(1)
+        if len(steps) == 20:
+            shutil.rmtree(tmp_path / "run")
+        return step(*arguments)
+    monkeypatch.setattr(train, "training_step", watch)
+    code, said = refused(train.main, ["--data", photos, *tiny.RUN, "--out", "run"], capsys)
+    assert code == 1 and "cannot write a checkpoint" in said and "no checkpoint to go on" in said
+    assert len(steps) < 30
+
+
+STUBBORN = """import sys, time
+sys.path.insert(0, {root!r})
+from workshop import options, pictures
+import stylegan_dataloader as data
+def main(argv):
+    source = pictures.painted_faces(range(80))
+    folder = pictures.pack_pictures(source, 4, {cache!r}, report=str)
+    batches = iter(data.picture_loader(data.PictureDataset(folder, source, 4), 4, workers=2))
+    next(batches)
+    raise {error}
+options.start(main, "x.py")
+"""
+
+
+@pytest.mark.parametrize("error, code, line", [
+    ("KeyError('a bug')", 1, "KeyError: 'a bug'"), ("BrokenPipeError", 141, "")])
+def test_an_error_ends_a_run_with_workers_in_seconds(error, code, line, tmp_path):
+    """Lesson: processes that load pictures ignore the signal by which Python ends them, since a
+    batch system sends it to all of a job; and Python waits for them. So whoever ends a run ends
+    them first. Here it used to hang for ever, and torchrun could restart nothing."""
+    program = STUBBORN.format(root=str(ROOT), cache=str(tmp_path), error=error)
+    started = time.monotonic()
+    process = subprocess.run([sys.executable, "-c", program], timeout=100, capture_output=True,
+                             text=True)
+    assert process.returncode == code, process.stderr
+    assert (process.stderr.splitlines() or [""])[-1] == line
+    assert ("Traceback" in process.stderr) == (code == 1)
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+def test_a_lost_terminal_and_a_lost_reader_stop_a_run_as_ctrl_c_does(photos, tmp_path):
+    """Lesson: SIGHUP (ssh is lost), or `train.py | head`: the step is finished, a checkpoint is
+    kept, and nothing is left running. nohup, which means that a run is to outlive its terminal,
+    still does."""
+    for name, code in (("hangup", 128 + signal.SIGHUP), ("head", 141)):
+        folder, more = tmp_path / name, {}
+        if name == "head":                                     # started with nohup, too
+            more = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+        process = start("--data", photos, *tiny.RUN, "--checkpoint-kimg", "1000", "--resolution",
+                        "4", "--total-kimg", "600", "--out", folder, cwd=tmp_path, **more)
+        wait_for(folder, lambda line: True, process)
+        process.send_signal(signal.SIGHUP)
+        if name == "head":
+            last = tiny.log_of(folder)[-1]["nimg"]
+            wait_for(folder, lambda line: line["nimg"] > last + 200, process)
+            process.stdout.close()
+            process.stdout = None
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == code, error
+        assert "Traceback" not in error and "BrokenPipe" not in error
+        assert checkpoints.load_checkpoint(folder / "checkpoint.pt")["progress"]["nimg"] > 0
+
+
+def test_a_printed_command_can_be_pasted(tmp_path):
+    """Lesson: folders have spaces, and names apostrophes."""
+    path = tmp_path / "my photos (it's new)" / "checkpoint.pt"
+    assert shlex.split(options.go_on(path)) == ["python", "train.py", "--resume", str(path)]
+
+
 # ---- 6. measuring on the way ----
 
 
@@ -557,6 +729,31 @@ def test_a_run_that_is_measured_ends_with_the_bits_of_one_that_is_not(few_faces,
     assert differences(every["generator"], often["generator"]) != []
 
 
+def test_a_run_that_is_killed_as_it_measures_measures_again(few_faces, tmp_path, monkeypatch):
+    """Lesson: a number of the curve is missing only if the steps before it are made again."""
+    class Killed(BaseException):
+        pass
+
+    def prepare(*_):
+        return lambda resolution, alpha, grown, nimg, folder: iter([
+            {"metric": "m", "value": 1.0, "error": None, "nimg": nimg}])
+
+    def kill(self, alpha):
+        if self.nimg > 100:
+            raise Killed
+        right(self, alpha)
+    monkeypatch.setattr(evaluate, "prepare", prepare)
+    right = run.Run._measure
+    words = [*tiny.RUN, "--resolution", "8", "--total-kimg", "0.2", "--evaluate-kimg", "0.08",
+             "--checkpoint-kimg", "0.08", "--out", "run"]
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        killing.setattr(run.Run, "_measure", kill)
+        train.main(words)
+    assert [line["nimg"] for line in measured(tmp_path / "run")] == [80]
+    assert train.main(["--resume", "run/checkpoint.pt", "--device", "cpu"]) == 0
+    assert [line["nimg"] for line in measured(tmp_path / "run")] == [80, 160, 200]
+
+
 def test_what_was_held_out_stays_held_out(few_faces, tmp_path, capsys, monkeypatch):
     """Lesson: of every picture that training asks for, none is of the adversary or test part; and a
     run whose pictures have all been seen, or have changed, cannot hold any out."""
@@ -588,6 +785,57 @@ def test_what_was_held_out_stays_held_out(few_faces, tmp_path, capsys, monkeypat
     monkeypatch.setattr(pictures, "find_pictures", lambda p: find(p)._replace(stamp="other"))
     code, said = refused(train.main, ["--resume", "run/checkpoint.pt", "--total-kimg", "1"], capsys)
     assert code == 2 and "have changed since some were held out" in said
+
+
+def test_copied_pictures_are_the_same_pictures(tmp_path, capsys, monkeypatch):
+    """Lesson: `cp -r`, or another machine, gives files new times. What was held out is known by
+    what is in the files, so the run goes on, from a .zip, too; and no picture that it has learned from
+    is taken for unseen. A picture that has really changed stops it. So does a run of an earlier
+    version, which knew only times."""
+    tiny.no_rehearsal(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "prepare", lambda *args: lambda *args: [])   # training alone
+    photos = tiny.save_pictures(tmp_path / "photos")
+    more = [*tiny.RUN, "--resolution", "4", "--tick-kimg", "1"]
+    kimg, shown, read = iter(range(1, 9)), [], data.PictureDataset.__getitems__
+
+    def go_on(*typed):
+        return ["--resume", "run/checkpoint.pt", "--device", "cpu", "--total-kimg",
+                f"0.{next(kimg)}", *typed]
+
+    def watch(dataset, samples):
+        shown.append(read(dataset, samples))
+        return shown[-1]
+    monkeypatch.setattr(data.PictureDataset, "__getitems__", watch)
+    assert train.main(["--data", "photos", *more, "--evaluate-kimg", "1", "--total-kimg", "0.05",
+                       "--out", "run"]) == 0
+    held_out = checkpoints.load_checkpoint("run/checkpoint.pt")["progress"]["contents"]
+    assert len(held_out) == 70
+    for path in photos.iterdir():
+        os.utime(path, (1e9, 1e9))
+    assert train.main(go_on()) == 0
+    archive = shutil.make_archive("photos", "zip", "photos")
+    assert train.main(go_on("--data", archive)) == 0
+    assert "not those that the checkpoint was trained with" not in capsys.readouterr().out
+    # What training was shown is of the same 56 pictures each time (and their mirror images).
+    seen = {min(one.numpy().tobytes(), one.flip(1).numpy().tobytes())
+            for batch in shown for one in batch}
+    assert len(seen) == 56
+    (photos / "3.png").write_bytes((photos / "4.png").read_bytes())
+    code, said = refused(train.main, go_on("--data", "photos"), capsys)
+    assert code == 2 and "have changed since some were held out" in said
+
+    old = checkpoints.load_checkpoint("run/checkpoint.pt")     # as an earlier version wrote it
+    del old["progress"]["contents"]
+    old["progress"]["pictures"] = pictures.find_pictures(photos).stamp
+    checkpoints.save_checkpoint("run/checkpoint.pt", old)
+    assert train.main(go_on("--data", "photos")) == 0
+    del old["progress"]["split"]
+    old["options"]["evaluate_kimg"] = None
+    checkpoints.save_checkpoint("run/checkpoint.pt", old)
+    os.utime(photos / "5.png", (2e9, 2e9))
+    assert train.main(go_on("--data", "photos")) == 0          # nothing was held out: a note
+    assert "not those that the checkpoint was trained with" in capsys.readouterr().out
 
 
 def test_a_measurement_that_cannot_work_is_refused_at_the_start(few_faces, tmp_path, capsys):

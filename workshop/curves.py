@@ -19,16 +19,17 @@ PLOTS = (".png", ".svg", ".pdf")
 # What may differ between two points of one curve: the results, and how far the run had come. All
 # else in a record is a setting. Points of different settings are never joined.
 NO_SETTINGS = ("metric", "result", "value", "error", "warning", "worst_d", "worst_g", "current",
-               "nimg", "alpha", "faded", "seconds", "checkpoint", "checkpoint_sha256")
+               "nimg", "alpha", "faded", "seconds", "checkpoint", "checkpoint_sha256", "unseen")
 
 
 # ---- 1. Lines of records ---------------------------------------------------------------------
 
 
 def append_line(path, record):
-    """One more line of metrics.jsonl. What a killed process left of its last line is cut off.
+    """One more line of a .jsonl file. What a killed process left of its last line is cut off.
 
     A line that cannot be written is a note on stderr: the number is shown, and nothing ends for it.
+    Returns whether it was written.
     Proved: tests/test_curves.py::test_a_line_is_whole_or_a_note
     """
     try:
@@ -36,8 +37,10 @@ def append_line(path, record):
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
             file.write((json.dumps(record) + "\n").encode())
+        return True
     except OSError as error:
         print(f"note: {path} cannot be written ({error.strerror})", file=sys.stderr)
+        return False
 
 
 def read_lines(path):

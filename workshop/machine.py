@@ -8,21 +8,37 @@ Needs:   torch, numpy. Importing this file reads no file, no argv, no clock.
   3. the team         the processes of one torchrun command, each with its part of every batch
   4. random numbers   all those of a step are a function of (seed, step, process)
   5. time and memory  how long a run will take, whether it fits, how much it took
+  6. other processes  those that load pictures, and those that want the same folder
 """
 
 import contextlib
 import ctypes
 import datetime
 import json
+import multiprocessing
 import os
 import pathlib
 import re
+import shutil
+import signal
+import socket
 import sys
+import threading
 import time
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+try:
+    import fcntl                                               # not on Windows
+except ImportError:
+    fcntl = None
+    import msvcrt
+try:
+    import resource                                            # not on Windows
+except ImportError:
+    resource = None
 
 from workshop import UserError
 
@@ -288,6 +304,7 @@ class Team:
         """
         if dist.is_initialized():
             sys.stdout.flush(), sys.stderr.flush()
+            end_children()
             os._exit(code)
         return code
 
@@ -337,9 +354,9 @@ def interrupted_run(out):
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and launch_id():
         for run in [out] if out else sorted(pathlib.Path("runs").glob("*-*")):
             settings = run / "settings.json"
-            if settings.is_file() and (
-                    json.loads(settings.read_text()).get("launch") == launch_id()):
-                return run
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):   # cut, or none
+                if json.loads(settings.read_text())["launch"] == launch_id():
+                    return run
     return None
 
 
@@ -460,9 +477,120 @@ def peak_memory_mb(device):
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e3
     except (OSError, TypeError):                       # not Linux
         pass
-    try:
-        import resource                                        # not on Windows
-    except ImportError:
+    if resource is None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB, but bytes on macOS
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+# ---- 6. Other processes ----------------------------------------------------------------------
+
+
+def started(loader):
+    """iter(loader); if one of its processes dies, that is a RuntimeError where its work is waited
+    for, within 5 s.
+
+    Why:    torch would raise it wherever the main process happens to be, in the middle of a step or
+            of a checkpoint, by a handler of the signal SIGCHLD. That handler is taken away again.
+    Proved: tests/test_dataloader.py::test_a_run_outlives_the_processes_that_load_its_pictures
+    """
+    batches = iter(loader)
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGCHLD)
+        if getattr(handler, "__module__", "").startswith("torch."):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return batches
+
+
+def workers_that_fit(count, batch_bytes):
+    """(how many of `count` loader processes can work here, why they are fewer or "").
+
+    batch_bytes: of one batch. Batches travel in shared memory, /dev/shm on Linux, two for each
+    process. A container often has 64 MB of it. Each process also needs some open files.
+    Proved: tests/test_machine.py::test_no_more_workers_than_shared_memory_and_open_files
+    """
+    if resource and count:
+        wanted = 128 + 16 * count
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            if soft < wanted:
+                return 0, f"no more than {soft} files may be open (ulimit -n)"
+    try:
+        free = shutil.disk_usage("/dev/shm").free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    except OSError:                                            # not Linux
+        return count, ""
+    # 64 kB: for queues and semaphores.
+    fit = max(0, (free - 65536) // batch_bytes - 1) // 2 if batch_bytes else count * (free > 65536)
+    if fit >= count:
+        return count, ""
+    return fit, (f"/dev/shm has {free / 1e6:.3g} MB free, too little for more (docker run "
+                 f"--shm-size; or --workers {fit})")
+
+
+def end_children():
+    """End the processes that this one has started, at once. They ignore what else would end them
+    (`quiet_worker` in pictures.py), and Python would wait for them for ever.
+
+    Proved: tests/test_run.py::test_an_error_ends_a_run_with_workers_in_seconds
+    """
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+_locks = {}                       # path: the open file, while this process holds its lock
+
+
+def lock(path):
+    """Hold the lock file `path` until `unlock`, or the end of this process, however it ends.
+    Returns "", or who else holds it.
+
+    How:    a lock of the operating system. It belongs to this process and not to those that it
+            starts, and is free when it dies. Where a file cannot be made or locked, all go on.
+    Proved: tests/test_machine.py::test_a_lock_is_free_when_its_process_dies
+    """
+    path = os.path.abspath(path)
+    if path in _locks:
+        return ""
+    try:
+        file = open(path, "ab+")
+    except OSError:
+        return ""
+    try:
+        if fcntl:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            file.seek(2 ** 30)                                 # Windows lets nobody read there
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        with file:
+            file.seek(0)
+            taken = isinstance(error, (PermissionError, BlockingIOError))
+            return taken and file.read(200).decode(errors="replace") or "another process" * taken
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
+    _locks[path] = file
+    return ""
+
+
+def unlock(path):
+    """Give a lock back that this process may hold."""
+    file = _locks.pop(os.path.abspath(path), None)
+    if file:
+        with contextlib.suppress(OSError):                     # a full disk
+            file.close()
+
+
+def is_locked(path):
+    """Does a process, this or another one, hold this lock file? None: there is no such file."""
+    if os.path.abspath(path) in _locks:
+        return True
+    if not os.path.exists(path):
+        return None
+    held = bool(lock(path))
+    unlock(path)
+    return held

@@ -128,25 +128,26 @@ def find_reals(path, checkpoint, resolution, seed, wanted, typed, cache):
     if source.kind == "painted" and not progress.get("split"):
         first = pictures.PAINTED_FACES
         unseen = pictures.painted_faces(range(first, first + UNSEEN_FACES))
-    if "test" in wanted:
-        find_parts(checkpoint, None, unseen.stamp)
+    if "test" in wanted and not progress.get("split") and unseen.stamp == progress.get("pictures"):
+        raise UserError(TRAINED_ON_ALL)
 
     def packed(source):
         folder = pictures.pack_pictures(
             source, checkpoint["settings"]["resolution"], cache, machine.cores(),
             run.get("max_bad", 1.0), upsampled(typed, run), progress=machine.progress_bar)
-        return functools.partial(data.PictureDataset, folder, source, resolution, seed,
-                                 not (typed.no_flip or run.get("no_flip")))
+        return folder, functools.partial(data.PictureDataset, folder, source, resolution, seed,
+                                         not (typed.no_flip or run.get("no_flip")))
 
     if "all" in wanted:
-        reals["all"] = packed(source)()
+        reals["all"] = packed(source)[1]()
     if "test" in wanted:
-        make = packed(unseen)
-        parts = find_parts(checkpoint, len(make()), unseen.stamp)
+        folder, make = packed(unseen)
+        *parts, which = find_parts(checkpoint, len(make()), unseen,
+                                   pictures.contents_of(folder), typed.data is not None)
         reals["adversary"], reals["test"] = (make(only=part) for part in parts)
-        if unseen.stamp != progress.get("pictures"):
-            print(f"note: {unseen.path} is taken for pictures that training never saw",
-                  file=sys.stderr)
+        if which:                              # else what the run held out
+            reals["test"].unseen = which
+            print(f"note: for pictures that training never saw are taken {which}", file=sys.stderr)
     return reals
 
 
@@ -191,31 +192,50 @@ def find_source(path, checkpoint, typed=None):
     return pictures.find_pictures(run["data"])
 
 
-def find_parts(checkpoint, n, stamp):
-    """Which pictures did training never see? Returns (adversary, test): places among n pictures.
+TRAINED_ON_ALL = (
+    "duality_gap: this run was trained on all of its pictures, and the gap has to be measured on "
+    "others: --data another folder, which is cut in two, or train with --evaluate-kimg, which "
+    "holds two tenths out")
 
-    n:      None: not known yet, since they are not packed; then only the refusals are made.
-    stamp:  of the source. A run with --evaluate-kimg held two tenths out. Pictures that are not the
-            run's own are taken for unseen, whole, and cut in two.
-    Errors: UserError if there are none.
-    Proved: tests/test_evaluate.py::test_unseen_pictures_are_found_or_asked_for
+
+def find_parts(checkpoint, n, source, contents, named=True):
+    """Which pictures did training never see? Returns (adversary, test, in words): places among the
+    n packed pictures of the source; "" for those that the run held out.
+
+    contents: `pictures.contents_of`; named: with --data.
+
+    A run with --evaluate-kimg held two tenths out. Of other pictures, those whose content training
+    has seen are left out, whatever their names; the rest is cut in two.
+    Errors: UserError if there are none, or nobody knows.
+    Proved: tests/test_evaluate.py::test_unseen_pictures_are_found_or_asked_for,
+            ::test_no_picture_that_was_trained_on_is_taken_for_unseen
     """
     progress = checkpoint.get("progress", {})
-    split = progress.get("split")
-    if stamp == progress.get("pictures") and split is None:
-        raise UserError("duality_gap: this run was trained on all of its pictures, and the gap has "
-                        "to be measured on others: --data another folder, which is cut in two, or "
-                        "train with --evaluate-kimg, which holds two tenths out")
-    if n is None:
-        return None
-    if stamp != progress.get("pictures"):
-        places = np.random.default_rng([0, n]).permutation(n)
-        return places[:n // 2], places[n // 2:]
-    if split["images"] != n:
-        raise UserError(f"duality_gap: of these pictures {n} are usable, and when they were split "
-                        f"{split['images']} were, so nobody knows which were held out")
-    parts = pictures.split_pictures(n, split["seed"])
-    return parts["adversary"], parts["test"]
+    split, known = progress.get("split"), pictures.known_contents(progress)
+    if pictures.same_pictures({"pictures": None, **progress}, source, contents):
+        if split is None:
+            raise UserError(TRAINED_ON_ALL)
+        if split["images"] != n:
+            raise UserError(f"duality_gap: of these pictures {n} are usable, and when they were "
+                            f"split {split['images']} were, so nobody knows which were held out")
+        parts = pictures.split_pictures(n, split["seed"])
+        return parts["adversary"], parts["test"], ""
+    places, seen = np.arange(n), 0
+    if known is not None and contents is not None:
+        if split:
+            known = known[pictures.split_pictures(len(known), split["seed"])["training"]]
+        places = np.flatnonzero(~np.isin(contents.numpy(), known.numpy()))
+        seen = n - len(places)
+        if not len(places):
+            raise UserError(TRAINED_ON_ALL)
+    elif not named and source.kind != "painted":
+        raise UserError(f"duality_gap: the pictures of {source.path} have changed, or were copied, "
+                        f"since an earlier version of this program trained on some of them, and "
+                        f"nobody knows on which; name others with --data")
+    mixed = places[np.random.default_rng([0, len(places)]).permutation(len(places))]
+    half = len(mixed) // 2
+    return mixed[:half], mixed[half:], f"{len(mixed)} of {source.path}" + (
+        f" (the other {seen} of {n} were trained on)" if seen else "")
 
 
 # ---- 3. Their features -----------------------------------------------------------------------
@@ -255,6 +275,9 @@ def real_features(features, dataset, n, batch, device, alpha, cache):
                               math.ceil(n / batch), "real")
     if alpha == 1:
         from workshop.figures import written                   # needs torchvision, slow to import
-        with written(path) as temporary:
-            np.save(temporary, points.numpy())
+        try:
+            with written(path) as temporary:
+                np.save(temporary, points.numpy())
+        except OSError as error:                               # they are computed again next time
+            print(f"note: {path} cannot be written ({error.strerror})", file=sys.stderr)
     return points

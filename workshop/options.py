@@ -4,11 +4,13 @@ Used by: all scripts.
 Needs:   torch. Importing this file reads no file, no argv, no clock.
 
   1. for every script   parsers, tables by resolution, and one sentence for what goes wrong
-  2. train.py's options their help, the presets, the cross-checks
-  3. `read`             argv -> all that train.py was asked for, as plain attributes
+  2. a run's folder     one run at a time
+  3. train.py's options their help, the presets, the cross-checks
+  4. `read`             argv -> all that train.py was asked for, as plain attributes
 """
 
 import argparse
+import contextlib
 import math
 import os
 import pathlib
@@ -91,17 +93,31 @@ def show(value):
     return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
+# While train.py trains: a function that says how to go on, for the sentence of an error.
+how_to_go_on = []
+
+
 def start(main, program, interrupted="stopped", argv=None):
     """Run a script's `main(argv)` and end the process with its exit code.
 
     A UserError, or a file that cannot be read or written, becomes one sentence and code 2; Ctrl-C
-    the sentence `interrupted` and code 130. Anything else is a bug, and shows its traceback.
+    the sentence `interrupted` and code 130; a reader that has gone (`| head`) code 141 and no word.
+    Anything else is a bug, and shows its traceback. Processes that were started end in any case.
     """
-    for stream in (sys.stdout, sys.stderr):                # a file's name need not fit the terminal
-        if hasattr(stream, "reconfigure"):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:                                     # closed by who started the program
+            setattr(sys, name, open(os.devnull, "w"))
+        elif hasattr(stream, "reconfigure"):               # a file's name need not fit the terminal
             stream.reconfigure(errors="backslashreplace")
+    how_to_go_on.clear()
     try:
-        raise SystemExit(main(argv))
+        code = main(argv)
+        sys.stdout.flush()
+        raise SystemExit(code)
+    except BrokenPipeError:
+        nobody_reads()
+        raise SystemExit(141) from None
     except (UserError, OSError) as error:
         fail(program, error)
     except (RuntimeError, MemoryError) as error:
@@ -110,15 +126,62 @@ def start(main, program, interrupted="stopped", argv=None):
         fail(program, "not enough memory on this device; try a smaller --batch or --resolution")
     except KeyboardInterrupt:
         fail(program, interrupted, 130)
+    finally:
+        machine.end_children()
 
 
 def fail(program, message, code=2):
     """End the program with one sentence on stderr: 2 for what the user can mend, else 1."""
-    print(f"{program}: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):                         # nor does anybody read that
+        print(f"{program}: {message}" + "".join(say() for say in how_to_go_on), file=sys.stderr)
+        sys.stderr.flush()
     raise SystemExit(code)
 
 
-# ---- 2. The options of train.py --------------------------------------------------------------
+def nobody_reads():
+    """From here on what is printed goes nowhere: the reader of stdout has gone.
+
+    (Python would complain once more when it ends, and change the exit code to 120.)
+    """
+    if sys.stdout is sys.__stdout__:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def go_on(checkpoint):
+    """The command that goes on from a checkpoint, to be pasted."""
+    return shlex.join(["python", "train.py", "--resume", str(checkpoint)])
+
+
+# ---- 2. A run's folder belongs to one process -------------------------------------------------
+
+
+def folder_to_go_on_in(out, resume):
+    """checkpoint.pt goes on in its own folder, if that is a run's; None: a new folder."""
+    own = out is None and resume is not None and resume.name == "checkpoint.pt" and (
+        resume.parent / "settings.json").is_file()
+    return resume.parent if own else None
+
+
+LOCK = ".lock"                    # in a run's folder (`machine.lock`)
+
+
+def hold(folder):
+    """Two runs that wrote into one folder would spoil both.   Errors: UserError: another one does.
+
+    Proved: tests/test_run.py::test_a_run_folder_belongs_to_one_run
+    """
+    holder = machine.lock(folder / LOCK)
+    if holder:
+        raise UserError(f"{folder}: another run writes there now ({holder}); wait for it, or go "
+                        f"on elsewhere with --out")
+
+
+def is_free(out):
+    """Is --out a folder to begin a run in: new, or empty?"""
+    return not out.exists() or out.is_dir() and all(path.name == LOCK for path in out.iterdir())
+
+
+# ---- 3. The options of train.py --------------------------------------------------------------
 
 # Defaults that hold in every situation ...
 ALWAYS = dict(
@@ -438,7 +501,7 @@ def command_line(options):
     return shlex.join(words)
 
 
-# ---- 3. What train.py reads ------------------------------------------------------------------
+# ---- 4. What train.py reads ------------------------------------------------------------------
 
 
 def read(argv=None):
@@ -461,12 +524,13 @@ def read(argv=None):
     interrupted = machine.interrupted_run(out)
     if interrupted and (interrupted / "checkpoint.pt").exists():
         resume = interrupted / "checkpoint.pt"
+    team, own = machine.Team(device), interrupted or folder_to_go_on_in(out, resume)
+    if own and team.chief:
+        hold(own)                                  # before its checkpoint is read
     checkpoint = resume and checkpoints.load_checkpoint(resume)
     if checkpoint and not checkpoints.resumable(checkpoint):
         raise UserError(f"{resume}: holds a network to look at, not a run to resume")
-    team = machine.Team(device)
-    if out and not interrupted and team.chief and out.exists() and not (
-            out.is_dir() and not any(out.iterdir())):
+    if out and not interrupted and team.chief and not is_free(out):
         raise UserError(f"--out {out}: exists and is not an empty folder")
     if checkpoint and "data" not in typed and not (
             checkpoint["options"].get("data") or "pictures" in checkpoint["progress"]):
@@ -474,6 +538,8 @@ def read(argv=None):
                         f"what to go on with")
     options, situation = complete_options(typed, device, checkpoint and checkpoint["options"],
                                           team.processes)
+    if checkpoint and "cache" not in typed and not os.path.isdir(options["cache"]):
+        options["cache"] = ALWAYS["cache"]                     # that one was on another machine
     for key in ("data", "cache"):                              # to be found from any folder
         options[key] = options[key] and os.path.abspath(options[key])
     nimg = checkpoint["progress"]["nimg"] if checkpoint else 0

@@ -9,6 +9,7 @@ Letters: R rows = columns of pixels.
   3. held-out pictures    those that training never sees, for the duality gap
 """
 
+import collections
 import functools
 import hashlib
 import io
@@ -17,24 +18,36 @@ import os
 import pathlib
 import shutil
 import signal
+import stat
 import tempfile
 import time
+import warnings
 import zipfile
+import zlib
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+import torch
+from PIL import Image, features
 from torch.utils.data import DataLoader, Dataset
 
-from workshop import UserError
+from workshop import UserError, machine
 from workshop.painted_faces import PAINTED_FACES, paint_face
 
-# Of a folder or .zip, files with these suffixes are pictures; what else lies there is left alone.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-# What Pillow may take a file for, whatever its suffix says. Its other forty parsers stay closed: a
+# Of a folder or .zip, files with these suffixes are pictures. What else lies there is left out, and
+# named by kind and number.
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif",
+            ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif")
+# These only where Pillow was built with what they need.
+NEEDS = {".webp": "webp", ".jp2": "jpg_2000", ".j2k": "jpg_2000", ".avif": "avif"}
+# What Pillow may take a file for, whatever its suffix says. Its other parsers stay closed: a
 # "photo.jpg" that is PostScript would start Ghostscript.
 # Proved: tests/test_pictures.py::test_a_photo_that_is_postscript_starts_nothing
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+
+# The most that a member of a .zip may be when it is unpacked: 268 MB, three bytes for each pixel of
+# the largest picture that Pillow opens without a warning. 2 MB of zip can hold 2 GB of zeros.
+MOST_BYTES = 3 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
 
 class DataError(UserError):
@@ -47,12 +60,15 @@ class DataError(UserError):
 class Source(NamedTuple):
     """Where the pictures are: kind "folder", "zip" or "painted", its path, their names, sorted.
 
-    `stamp` changes when the pictures do: it is made of names, sizes and times of change.
+    `stamp` changes when the pictures do: it is made of names, sizes and times of change. (A copy
+    may have other times. What pictures ARE is known by `contents_of`, once they are packed.)
+    `left`: what else lies there, in words, "" if nothing.
     """
     kind: str
     path: str
     names: list
     stamp: str
+    left: str = ""
 
 
 def find_pictures(path):
@@ -66,27 +82,90 @@ def find_pictures(path):
     path = pathlib.Path(path)
     _open_zip.cache_clear()                                    # it may be another file by now
     if path.is_dir():
-        files = [p for p in path.rglob("*") if _is_picture(p.relative_to(path)) and p.is_file()]
-        names = sorted(p.relative_to(path).as_posix() for p in files)
-        stats = [(path / name).stat() for name in names]
-        stamp = _digest([(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats)])
-        source = Source("folder", str(path), names, stamp)
+        files, left = _files_under(path)
+        files.sort()
+        stamp = _digest([(name, size, time) for name, size, time in files])
+        source = Source("folder", str(path), [name for name, *_ in files], stamp, _in_words(left))
     elif path.is_file() and zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
-                members = [m for m in archive.infolist() if _is_picture(pathlib.Path(m.filename))]
+                members = [m for m in archive.infolist() if not m.is_dir()]
         except zipfile.BadZipFile as error:
             raise DataError(f"{path}: a damaged .zip ({error})") from None
-        members = sorted(members, key=lambda m: m.filename)
+        kinds = [(m, _kind(pathlib.PurePosixPath(m.filename))) for m in members]
+        left = collections.Counter(kind for _, kind in kinds if kind)
+        members = sorted((m for m, kind in kinds if kind == ""), key=lambda m: m.filename)
         stamp = _digest([(m.filename, m.file_size, m.CRC) for m in members])
-        source = Source("zip", str(path), [m.filename for m in members], stamp)
+        source = Source("zip", str(path), [m.filename for m in members], stamp, _in_words(left))
     elif path.is_file():
         raise DataError(f"{path}: a file that is no .zip; give a folder of pictures, or a .zip")
     else:
         raise DataError(f"{path}: no such folder or .zip")
     if not source.names:
-        raise DataError(f"{path}: no pictures in it ({', '.join(SUFFIXES)}; folders are searched)")
+        left = f"; there are {source.left}" if source.left else ""
+        raise DataError(f"{path}: no pictures in it ({', '.join(SUFFIXES)}; folders are searched)"
+                        f"{left}")
     return source
+
+
+def _files_under(path):
+    """[(name, size, time of change)] of the pictures in a folder, and a Counter of what was left.
+
+    Links are followed. Each folder is visited once, so a loop of links ends; first those that are
+    reached without a link, so that a link changes no name.
+    Proved: tests/test_pictures.py::test_links_are_followed_and_a_loop_ends
+    """
+    found, left, seen, waiting = [], collections.Counter(), set(), [str(path)]
+    while waiting:
+        linked = []
+        for start in sorted(waiting):
+            for folder, folders, files in os.walk(
+                    start, onerror=lambda error: left.update(["folders that cannot be read"])):
+                here = os.stat(folder)
+                if (here.st_dev, here.st_ino) in seen:
+                    folders.clear()
+                    continue
+                seen.add((here.st_dev, here.st_ino))
+                inside = [os.path.join(folder, name) for name in folders]
+                linked += [name for name in inside if os.path.islink(name)]
+                for name in files:
+                    file = pathlib.Path(folder, name)
+                    kind = _kind(file.relative_to(path))
+                    try:
+                        about = file.stat()
+                        if not kind and not stat.S_ISREG(about.st_mode):
+                            kind = "pipes, sockets or devices"
+                    except OSError:
+                        kind = None if kind is None else "broken links"
+                    if kind == "":
+                        found.append((file.relative_to(path).as_posix(), about.st_size,
+                                      about.st_mtime_ns))
+                    elif kind:
+                        left[kind] += 1
+        waiting = linked
+    return found, left
+
+
+def _kind(relative):
+    """Of a file's path: "" for a picture, None for what nobody misses, else what to call it."""
+    # Names that begin with a dot, and __MACOSX, are what macOS leaves behind: "._photo.jpg" is
+    # 4 KB of icon, not a photo.
+    if any(part.startswith(".") or part == "__MACOSX" for part in relative.parts):
+        return None
+    suffix = relative.suffix.lower()
+    if suffix in SUFFIXES and (suffix not in NEEDS or _pillow_has(NEEDS[suffix])):
+        return ""
+    return suffix or "without a suffix"
+
+
+@functools.lru_cache
+def _pillow_has(feature):
+    return feature in features.get_supported()
+
+
+def _in_words(left):
+    """Counter -> "12 .heic, 1 .txt"."""
+    return ", ".join(f"{number} {kind}" for kind, number in left.most_common())
 
 
 def painted_faces(numbers):
@@ -102,13 +181,6 @@ def painted_faces(numbers):
     return Source("painted", name, [str(number) for number in numbers], _digest(first))
 
 
-def _is_picture(relative):
-    # Names that begin with a dot, and __MACOSX, are what macOS leaves behind: "._photo.jpg" is
-    # 4 KB of icon, not a photo.
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in relative.parts)
-    return relative.suffix.lower() in SUFFIXES and not hidden
-
-
 def _digest(value):
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
@@ -120,28 +192,98 @@ def _open_zip(path, process_id):
     return zipfile.ZipFile(path)
 
 
-def open_picture(source, number):
-    """Picture `number` of the source, opened (its size is known) but perhaps not yet decoded."""
+def open_picture(source, number, bare=False):
+    """Picture `number` of the source, opened (its size is known) but perhaps not yet decoded.
+
+    bare: a PNG without what is written about it (`_bare_png`).
+    """
     name = source.names[number]
     if source.kind == "zip":
-        file = io.BytesIO(_open_zip(source.path, os.getpid()).read(name))
+        archive = _open_zip(source.path, os.getpid())
+        size = archive.getinfo(name).file_size                 # zipfile reads no more than it says
+        if size > MOST_BYTES:
+            raise DataError(f"{_bytes(size)} when it is unpacked; no more than "
+                            f"{_bytes(MOST_BYTES)} are read")
+        file = io.BytesIO(archive.read(name))
     else:
         file = os.path.join(source.path, name)
-    return Image.open(file, formats=FORMATS)
+    return Image.open(_bare_png(file) if bare else file, formats=_formats())
+
+
+@functools.lru_cache
+def _formats():
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _use_picture(use, source, number):
+    """use(picture number `number`, opened).
+
+    A PNG whose text, or colour profile, is what cannot be read is used without it: picture
+    generators store more text in there than Pillow takes, and the pixels are sound.
+    Proved: tests/test_pictures.py::test_what_is_written_about_a_picture_does_not_damage_it
+    """
+    try:
+        return use(open_picture(source, number))
+    except ValueError as error:
+        try:
+            return use(open_picture(source, number, bare=True))
+        except _NoPng:
+            raise error from None
+
+
+class _NoPng(Exception):
+    pass
+
+
+def _bare_png(file):
+    """The file of a PNG without text and colour profile, in memory.   Errors: _NoPng."""
+    data = pathlib.Path(file).read_bytes() if isinstance(file, str) else file.getvalue()
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        raise _NoPng
+    kept, at = [data[:8]], 8
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at:at + 4], "big")         # length, kind, data, CRC
+        if data[at + 4:at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(data[at:end])
+        at = end
+    return io.BytesIO(b"".join(kept))
+
+
+# EXIF's orientation 2..8: what makes a picture upright that is stored so.
+UPRIGHT = dict(enumerate((
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90), 2))
 
 
 def to_rgb(image):
     """Any Pillow image to 8-bit RGB, turned as its EXIF data says, transparency over white.
 
     Why:    Pillow's own convert("RGB") would clip 16-bit pictures to white and let the hidden
-            colours of transparent pixels show. Colour profiles are not applied.
-    Proved: tests/test_pictures.py::test_every_mode_becomes_the_right_rgb
+            colours of transparent pixels show. Colour profiles are not applied. EXIF data that
+            cannot be read say nothing (Pillow's own exif_transpose would stop at them).
+    Errors: DataError for numbers of which nobody knows what is white.
+    Proved: tests/test_pictures.py::test_every_mode_becomes_the_right_rgb,
+            ::test_numbers_without_a_known_white_are_named
     """
-    image = ImageOps.exif_transpose(image)
+    try:
+        with warnings.catch_warnings():                        # of what is odd in there
+            warnings.simplefilter("ignore")
+            turn = UPRIGHT.get(image.getexif().get(0x0112))
+    except Exception:                                          # Pillow raises a dozen kinds
+        turn = None
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode == "I" or image.mode.startswith("I;16"):                 # 16 bits of grey
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        values = np.asarray(image)
+        if values.max() > 65535:
+            raise DataError(f"its numbers go up to {values.max()}, and 16 bits are read")
+        image = Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
     elif image.mode == "F":                                    # floats: 0..1, or else 0..255
-        values = np.nan_to_num(np.asarray(image))
+        values = np.asarray(image)
+        if not np.isfinite(values).all() or values.max() > 255:
+            raise DataError("its floats are neither from 0 to 1 nor from 0 to 255")
         values = values * 255 if values.max() <= 1 else values
         image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
     if image.has_transparency_data:
@@ -155,11 +297,13 @@ def read_picture(source, number, resolution):
     """Picture `number`, its central square, as uint8 [R, R, 3]. Errors: whatever Pillow raises."""
     if source.kind == "painted":
         return np.asarray(paint_face(int(source.names[number]), resolution))
-    image = open_picture(source, number)
-    # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the time. At twice the
-    # resolution or more, so that the antialiasing below still decides what the picture looks like.
-    image.draft(None, (2 * resolution, 2 * resolution))
-    image = to_rgb(image)
+
+    def decode(image):
+        # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the time. At twice
+        # the resolution or more, so that the antialiasing below still decides what it looks like.
+        image.draft(None, (2 * resolution, 2 * resolution))
+        return to_rgb(image)
+    image = _use_picture(decode, source, number)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     # Pillow widens a filter as it shrinks a picture, so that every pixel counts. (Looking up a few
@@ -168,6 +312,31 @@ def read_picture(source, number, resolution):
     image = image.resize((resolution, resolution), Image.Resampling.LANCZOS,
                          box=(left, top, left + side, top + side))
     return np.asarray(image)
+
+
+def read_again(source, number, resolution):
+    """`read_picture` of one that could be read when it was packed.   Errors: DataError."""
+    try:
+        return read_picture(source, number, resolution)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise DataError(f"{source.path}: {source.names[number]} cannot be read any more "
+                        f"({_reason(error)})") from None
+
+
+def _content(source, number):
+    """What picture `number` is, wherever it lies and whenever it was copied there: its size and the
+    CRC-32 of its file, in one number."""
+    if source.kind == "zip":
+        member = _open_zip(source.path, os.getpid()).getinfo(source.names[number])
+        size, crc = member.file_size, member.CRC
+    else:
+        size = crc = 0
+        with open(os.path.join(source.path, source.names[number]), "rb") as file:
+            while block := file.read(2 ** 20):
+                size, crc = size + len(block), zlib.crc32(block, crc)
+    return size % 2 ** 31 << 32 | crc
 
 
 def halve(pixels):
@@ -207,28 +376,43 @@ def pack_pictures(source, resolution, cache="cache", workers=1, max_bad=1.0,
     How:    everything is written to a folder of another name, which is renamed when it is
             complete; so a folder with the right name is a whole cache. The name ends in a
             fingerprint of the pictures and options: when these change, another cache is made. The
-            old one is left, since a run may be using it, and named as one that can be deleted.
+            old one is left, since a run may be using it, and named as one that can be deleted. A
+            cache that was copied is looked through once (`_is_whole`).
     Errors: DataError: no room on the disk, too many damaged pictures, none left.
     Proved: tests/test_pictures.py::test_the_cache_is_rebuilt_when_files_or_options_change,
-            ::test_an_interrupted_cache_is_built_again, ::test_the_disk_is_checked_before_writing
+            ::test_an_interrupted_cache_is_built_again, ::test_the_disk_is_checked_before_writing,
+            ::test_a_cache_that_was_copied_in_part_is_packed_again
     """
     cache = pathlib.Path(cache)
     where = source.path if source.kind == "painted" else str(pathlib.Path(source.path).resolve())
     stem = pathlib.Path(where).stem or "pictures"
-    fingerprint = _digest([1, where, source.stamp, resolution, allow_upsampling])
+    fingerprint = _digest([2, where, source.stamp, resolution, allow_upsampling])
     folder = cache / f"{stem}-{resolution}px-{fingerprint[:12]}"
+    if source.left:
+        report(f"{source.path}: left out, being no pictures that are read here: {source.left}")
 
-    index = _read_index(folder)
+    index, new = _read_index(folder), False
+    if folder.is_dir() and (index is None or not _is_whole(folder, index, progress)):
+        report(f"{folder} is not what was packed (copied in part?), and is packed again")
+        (folder / "index.json").unlink(missing_ok=True)
+        index = None
     if index is None:
         for other in cache.glob(f"*-{resolution}px-*"):
             if (_read_index(other) or {}).get("source") == where:
-                report(f"the pictures or options have changed since {other} was packed; it can be "
-                       f"deleted if no run uses it")
+                report(f"the pictures (or their times) or options have changed since {other} was "
+                       f"packed; it can be deleted if no run uses it")
+        new = True
         _build(source, where, resolution, folder, workers, allow_upsampling, report, progress,
                free_bytes)
         index = _read_index(folder)
 
     total, bad, small = len(source.names), index["damaged"], index["small"]
+    if resolution not in index["levels"]:
+        room = 3 * resolution ** 2 * len(index["rows"])
+        free = shutil.disk_usage(folder).free if free_bytes is None else free_bytes
+        if not new and room + 100e6 < free:
+            report(f"note: there was no room for the {resolution} px level when {folder} was "
+                   f"packed; now there is: delete it, and it is packed whole")
     if small:
         shown = ", ".join(name for name, _ in small[:3]) + (", ..." if len(small) > 3 else "")
         what = "enlarged" if allow_upsampling else "left out (--allow-upsampling enlarges them)"
@@ -251,21 +435,103 @@ def pack_pictures(source, resolution, cache="cache", workers=1, max_bad=1.0,
 
 
 def _read_index(folder):
-    """The index of a whole cache folder, or None."""
+    """The index of a cache folder whose files have the sizes that they should have, or None."""
     try:
         index = json.loads((folder / "index.json").read_text())
-        levels = all((folder / f"{r}.npy").is_file() for r in index["levels"])
-        return index if levels else None
-    except (OSError, ValueError, KeyError):
+        rows = index["rows"]
+        for r in index["levels"]:
+            level = np.load(folder / f"{r}.npy", mmap_mode="r")        # not if it was cut short
+            if level.shape != (index["packed"], r, r, 3) or level.dtype != np.uint8:
+                return None
+        checks = np.load(folder / "checks.npy")
+        fits = (checks.shape == (len(index["levels"]), len(rows)) and all(
+            0 <= row < index["packed"] for row in rows) and len(index["numbers"]) == len(rows)
+            and index["source"] and index.keys() >= {"resolution", "damaged", "small"})
+        return index if fits else None
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
+
+
+def _is_whole(folder, index, progress=None):
+    """Do the levels hold what was packed?
+
+    Why:    a copy that was broken off, or a disk that lost its power, can leave a file of the right
+            size with a hole in it, and a hole is black pictures.
+    How:    each row's CRC-32 was kept. To compare them all is to read the whole cache, so it is
+            done only if the files are not those that were looked at before: their sizes, times
+            and places on the disk (inodes) are in looked.json. A copy has others.
+    """
+    looked = _places(folder, index["levels"])
+    try:
+        if json.loads((folder / "looked.json").read_text()) == looked:
+            return True
+    except (OSError, ValueError):
+        pass
+    checks = np.load(folder / "checks.npy")
+    bar = progress(total=checks.size, desc="checking") if progress else None
+    for r, sums in zip(index["levels"], checks):
+        level = np.load(folder / f"{r}.npy", mmap_mode="r")
+        for row, wanted in zip(index["rows"], sums):
+            if zlib.crc32(level[row]) != wanted:
+                return False
+        if bar is not None:
+            bar.update(len(sums))
+    if bar is not None:
+        bar.close()
+    try:
+        (folder / "looked.json").write_text(json.dumps(looked))
+    except OSError:                                            # read only: look at it each time
+        pass
+    return True
+
+
+def _places(folder, levels):
+    stats = [(folder / f"{r}.npy").stat() for r in levels]
+    return [[about.st_size, about.st_mtime_ns, about.st_ino] for about in stats]
+
+
+def contents_of(folder):
+    """What the pictures of a packed cache are (`_content`), an int64 tensor in their order.
+
+    None for painted faces, which are known by their numbers.
+    """
+    path = pathlib.Path(folder, "contents.npy")
+    return torch.from_numpy(np.load(path)) if path.exists() else None
+
+
+def known_contents(progress):
+    """`contents_of` the pictures that a checkpoint was trained with, or None if it does not say."""
+    known = progress.get("contents")
+    fits = isinstance(known, torch.Tensor) and known.dtype == torch.int64 and known.dim() == 1
+    return known if fits else None
+
+
+def same_pictures(progress, source, contents):
+    """Are these the pictures that a checkpoint was trained with? progress: that of the checkpoint.
+
+    By content, so that a copy with new times is the same, and so is the .zip of a folder. Earlier
+    versions kept only `Source.stamp`.
+    Proved: tests/test_run.py::test_copied_pictures_are_the_same_pictures
+    """
+    known = known_contents(progress)
+    if known is not None and contents is not None:
+        return torch.equal(known, contents)
+    return progress.get("pictures", source.stamp) == source.stamp
 
 
 def _build(source, where, resolution, folder, workers, allow_upsampling, report, progress,
            free_bytes):
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # What a killed build left behind (a living one touches its folder all the time).
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder.parent).close()
+    except OSError as error:
+        raise DataError(f"{folder.parent}: packed pictures cannot be written there "
+                        f"({error.strerror}); name another place with --cache") from None
+    # What a killed build left behind is not to count as used disk. A living one holds its lock;
+    # where there are no locks, it touches its folder all the time.
     for leftover in folder.parent.glob("*.partial-*"):
-        if time.time() - leftover.stat().st_mtime > 600:
+        held = machine.is_locked(leftover / "lock")
+        if held is False or held is None and time.time() - leftover.stat().st_mtime > 600:
             shutil.rmtree(leftover, ignore_errors=True)
 
     # First look at the headers only: sizes, and what is no picture at all.
@@ -302,6 +568,7 @@ def _build(source, where, resolution, folder, workers, allow_upsampling, report,
 
     partial = pathlib.Path(tempfile.mkdtemp(prefix=folder.name + ".partial-", dir=folder.parent))
     try:
+        machine.lock(partial / "lock")
         for r in levels:
             np.lib.format.open_memmap(partial / f"{r}.npy", mode="w+", dtype=np.uint8,
                                       shape=(len(usable), r, r, 3)).flush()
@@ -309,50 +576,66 @@ def _build(source, where, resolution, folder, workers, allow_upsampling, report,
                 # Claim the room now: a disk that fills up under a memory map kills the process.
                 with open(partial / f"{r}.npy", "r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-        rows = []
+        rows, contents, checks = [], [], []
         pack = functools.partial(_pack, source, usable, resolution, levels, str(partial))
-        for row, reason in in_parallel(pack, range(len(usable)), workers, progress, "packing"):
+        for row, reason, content, sums in in_parallel(pack, range(len(usable)), workers, progress,
+                                                      "packing"):
             if reason:
                 damaged.append((source.names[usable[row]], reason))
             else:
-                rows.append(row)
+                rows.append(row), contents.append(content), checks.append(sums)
             if row % 256 == 0:
                 os.utime(partial)                              # "still alive"
         lines = [f"{name}: damaged, skipped: {reason}" for name, reason in damaged]
         lines += [f"{name}: only {reason}" for name, reason in small]
         (partial / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8",
                                             errors="replace")
+        np.save(partial / "checks.npy", np.array(checks, np.uint32).reshape(-1, len(levels)).T)
+        if source.kind != "painted":
+            np.save(partial / "contents.npy", np.array(contents, np.int64))
         (partial / "index.json").write_text(json.dumps({
-            "source": where, "levels": levels, "resolution": resolution, "rows": rows,
-            "numbers": [usable[row] for row in rows], "damaged": damaged, "small": small}))
+            "source": where, "levels": levels, "resolution": resolution, "packed": len(usable),
+            "rows": rows, "numbers": [usable[row] for row in rows], "damaged": damaged,
+            "small": small}))
+        for path in partial.iterdir():                         # on the disk before it has its name
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        (partial / "looked.json").write_text(json.dumps(_places(partial, levels)))
         open_level.cache_clear()                              # Windows renames no open files
+        machine.unlock(partial / "lock")
+        (partial / "lock").unlink(missing_ok=True)
         if _read_index(folder) is None:            # else another run was faster, and may use it
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
     finally:
+        machine.unlock(partial / "lock")
         shutil.rmtree(partial, ignore_errors=True)             # interrupted, or already renamed
 
 
 def _measure(source, number):
     """(number, shorter side in pixels, why it cannot be read or "")."""
     try:
-        return number, min(open_picture(source, number).size), ""
+        return number, min(_use_picture(lambda image: image.size, source, number)), ""
     except Exception as error:                                 # Pillow raises a dozen kinds
         return number, 0, _reason(error)
 
 
 def _pack(source, usable, resolution, levels, folder, row):
-    """Decode one picture and write it at every level. (row, why it cannot be read or "")."""
+    """Decode one picture and write it at every level: (row, why it cannot be read or "", what it is
+    (`_content`), the CRC-32 of each level)."""
     try:
         pixels = read_picture(source, usable[row], resolution)
+        content = 0 if source.kind == "painted" else _content(source, usable[row])
     except Exception as error:
-        return row, _reason(error)
-    r, pixels = resolution, pixels.astype(np.float32)
+        return row, _reason(error), 0, []
+    r, pixels, sums = resolution, pixels.astype(np.float32), {}
     while r >= 4:
         if r in levels:
-            open_level(folder, r, "r+")[row] = pixels.round()
+            rounded = pixels.round().astype(np.uint8)
+            open_level(folder, r, "r+")[row] = rounded
+            sums[r] = zlib.crc32(rounded)
         pixels, r = halve(pixels), r // 2
-    return row, ""
+    return row, "", content, [sums[r] for r in levels]
 
 
 @functools.lru_cache(maxsize=16)
@@ -388,15 +671,28 @@ class _Calls(Dataset):
 
 
 def in_parallel(function, items, workers, progress, title):
-    """Yield function(item) for each item, in order, computed by `workers` processes."""
+    """Yield function(item) for each item, in order, computed by `workers` processes.
+
+    Errors: DataError, in seconds, if one of them was killed.
+    Proved: tests/test_pictures.py::test_a_killed_packer_ends_the_packing_in_seconds
+    """
     workers = workers if len(items) > 64 else 0                # a process takes seconds to start
+    workers, _ = machine.workers_that_fit(workers, 0)
     calls = DataLoader(_Calls(function, items), batch_size=32, num_workers=workers,
                        collate_fn=as_it_is, worker_init_fn=quiet_worker)
-    bar = progress(total=len(items), desc=title) if progress else None
-    for results in calls:
-        yield from results
-        if bar is not None:
-            bar.update(len(results))
+    bar, done = progress(total=len(items), desc=title) if progress else None, 0
+    try:
+        for results in machine.started(calls):
+            yield from results
+            done += len(results)
+            if bar is not None:
+                bar.update(len(results))
+    except RuntimeError as error:                              # of torch: it exited unexpectedly
+        if not workers:
+            raise
+        raise DataError(f"a process was ended from outside while {title} pictures, after {done} of "
+                        f"{len(items)} (too little memory?); nothing of it is used, start again "
+                        f"({str(error).splitlines()[0]})") from None
     if bar is not None:
         bar.close()
 
@@ -405,12 +701,22 @@ def as_it_is(items):
     return items
 
 
+def shared(pixels):
+    """In a worker: put a batch into shared memory now.
+
+    torch would do it later, in a thread whose errors are printed and lost; the main process would
+    wait for that batch for ever. Here a lack of room is an error that it hears of.
+    """
+    return pixels.share_memory_()
+
+
 def quiet_worker(worker_id):
     # Ctrl-C reaches every process of a terminal, and a batch system sends SIGTERM to all of a job.
     # The main process decides what happens; workers that died first would turn a clean stop into
-    # an error. They end when it does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # an error. They end when it does; and where an error ends it, `machine.end_children` ends them.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 # ---- 3. Held-out pictures --------------------------------------------------------------------
@@ -432,9 +738,9 @@ def split_pictures(n, seed=0):
             "training": np.sort(places[2 * held_out:])}
 
 
-def find_split(o, checkpoint, source, images):
+def find_split(o, checkpoint, source, contents, images):
     """{"seed", "images"} of the split that --evaluate-kimg asks for (`split_pictures`), or that
-    the run began with; else None.   images: how many usable pictures there are.
+    the run began with; else None.   images: how many usable pictures there are, `contents` which.
 
     Errors: UserError if pictures would be held out that the networks have already learned from.
     Proved: tests/test_run.py::test_what_was_held_out_stays_held_out
@@ -446,8 +752,8 @@ def find_split(o, checkpoint, source, images):
     if split is None and o.evaluate_kimg is not None:
         raise UserError("--evaluate-kimg: this run has learned from all of its pictures, and none "
                          "can be held out any more; give it to a new run")
-    if split is not None and (split["images"] != images or
-                              checkpoint["progress"]["pictures"] != source.stamp):
+    if split is not None and (split["images"] != images or not same_pictures(
+            checkpoint["progress"], source, contents)):
         raise UserError(f"the pictures of {source.path} have changed since some were held out, "
                          f"and nobody knows which they were; a new run splits them anew")
     return split

@@ -16,8 +16,10 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import signal
 import sys
+import threading
 import time
 
 import torch
@@ -26,7 +28,8 @@ from PIL import Image
 
 import stylegan_dataloader as data
 import stylegan_models as models
-from workshop import UserError, checkpoints, machine, options, variety
+from workshop import UserError, checkpoints, machine, options, pictures, variety
+from workshop.curves import append_line
 
 # What a step returns: means over its batch. loss_d, loss_g without penalties; d_real, d_fake: mean
 # scores. r1_steps, path_steps: 1 if the penalties before them were due in this step.
@@ -96,7 +99,8 @@ def crossed(nimg, batch, kimg):
 
 
 class StopRequest:
-    """Remembers Ctrl-C or SIGTERM until the step is done; the same one again does not wait.
+    """Remembers Ctrl-C, SIGTERM or SIGHUP (a lost terminal) until the step is done; the same one
+    again does not wait.
 
     (After Ctrl-C torchrun sends SIGTERM of its own accord. That is no second wish to stop.)
     """
@@ -114,13 +118,14 @@ class StopRequest:
 
 
 def make_run_folder(out, name, resume):
-    """Create the folder of this run, or find it: a checkpoint.pt goes on in its own folder."""
-    if out is None and resume is not None and resume.name == "checkpoint.pt" and (
-            resume.parent / "settings.json").is_file():
-        return resume.parent
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        return out
+    """Create the folder of this run, or find it, and hold it (`options.hold`)."""
+    folder = options.folder_to_go_on_in(out, resume) or out
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        options.hold(folder)
+        if folder == out and not options.is_free(out):         # another run was faster
+            raise UserError(f"--out {out}: exists and is not an empty folder")
+        return folder
     runs = pathlib.Path("runs")
     runs.mkdir(exist_ok=True)
     numbers = [int(match[0]) for p in runs.iterdir() if (match := re.match(r"\d+(?=-)", p.name))]
@@ -129,6 +134,7 @@ def make_run_folder(out, name, resume):
         number += 1
         try:
             (runs / f"{number:05d}-{name}").mkdir()
+            options.hold(runs / f"{number:05d}-{name}")
             return runs / f"{number:05d}-{name}"
         except FileExistsError:
             pass
@@ -136,37 +142,61 @@ def make_run_folder(out, name, resume):
 
 def write_settings(folder, o, processes, nimg):
     """settings.json: the command that repeats this run, and where it was resumed."""
-    path = folder / "settings.json"
+    path, resumed = folder / "settings.json", []
     try:
-        resumed = json.loads(path.read_text())["resumed"] if path.is_file() else []
+        if path.is_file():
+            resumed = json.loads(path.read_text(encoding="utf-8"))["resumed"] + []
     except (ValueError, KeyError, TypeError):                  # damaged: the checkpoint counts
         os.replace(path, folder / "settings.json.damaged")
-        resumed = []
+        print(f"note: {path} was damaged; it is kept as settings.json.damaged", file=sys.stderr)
     if o.resume is not None:
         resumed.append({"from": str(o.resume), "nimg": nimg})
-    path.write_text(json.dumps({
+    replace_text(path, json.dumps({
         "repeat": o.command, "resumed": resumed, "torch": torch.__version__,
         "device": str(o.device), "processes": processes, "launch": machine.launch_id(),
-        "options": o.typed}, indent=2) + "\n", encoding="utf-8")
+        "options": o.typed}, indent=2) + "\n")
+
+
+def replace_text(path, text):
+    """Write a file so that it holds either the old text or the whole new one, as checkpoints do."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:                                   # a full disk does not name the file
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def forget_later_lines(log, nimg):
-    """Drop the lines of a .jsonl file that were written after the checkpoint at nimg, or damaged.
+    """Drop the lines of a .jsonl file that were written after the checkpoint at nimg.
 
+    So is the half of a line that a killed run leaves at the end. Other lines that this program has
+    not written (notes of the user, what a power cut made of some) go to a file of their own.
     Proved: tests/test_run.py::test_lines_after_the_checkpoint_are_forgotten
     """
-    def written_before(line):
+    if not log.is_file():
+        return
+    kept, strange = [], []
+    text = log.read_text(encoding="utf-8", errors="replace")
+    for line in text.split("\n")[:-1]:
         try:
-            return line.endswith("\n") and (json.loads(line)["nimg"] or 0) <= nimg
-        except (ValueError, KeyError, TypeError):              # a power cut leaves half a line
-            return False
-
-    if log.is_file():
-        kept = [line for line in log.read_text(errors="replace").splitlines(keepends=True)
-                if written_before(line)]
-        temporary = log.with_name(log.name + ".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, log)
+            if (json.loads(line)["nimg"] or 0) <= nimg:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            strange.append(line + "\n")
+    if strange:
+        aside = log.with_name(log.name + ".damaged")
+        with open(aside, "a", encoding="utf-8") as file:
+            file.write("".join(strange))
+        print(f"note: {log} had {len(strange)} lines that are none of a run; they are kept in "
+              f"{aside.name}", file=sys.stderr)
+    if "".join(kept) != text:
+        replace_text(log, "".join(kept))
 
 
 # ---- 4. The run ------------------------------------------------------------------------------
@@ -190,6 +220,7 @@ class Run:
         self.collapsed = False                                 # as the last status line saw it
         self.real_distances = {}                               # {(resolution, alpha): distance}
         self.folder = self.board = self.measure = None
+        self.unwritten = set()                                 # what the disk did not take
 
     def start(self, checkpoint, training_step):
         """Resume, rehearse `training_step`, make the folder.
@@ -209,8 +240,13 @@ class Run:
             disable=None if team.chief else True,
             bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:g} kimg{postfix}")
         self.stop = StopRequest()
-        self.handlers = {number: signal.signal(number, self.stop)
-                         for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # The terminal is gone; not if somebody wanted that to be ignored (nohup).
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self.handlers = {number: signal.signal(number, self.stop) for number in numbers}
+        if team.chief:
+            options.how_to_go_on[:] = [self._how_to_go_on]
         self.started = self.tick_started = time.perf_counter()
         self.nimg = self.nimg_at_tick = nimg
         self.expected = seconds_left(nimg, self.stages, self.speeds, self.total)
@@ -219,7 +255,7 @@ class Run:
     def _resume(self, checkpoint):
         """Give everything the state that it had. Returns what `start` returns."""
         progress = checkpoint["progress"]
-        if progress.get("pictures", self.pictures.source.stamp) != self.pictures.source.stamp:
+        if not pictures.same_pictures(progress, self.pictures.source, self.pictures.contents):
             self.team.say("note: the pictures are not those that the checkpoint was trained with; "
                           "the run goes on with these")
         self.G.load_state_dict(checkpoint["generator"])
@@ -288,13 +324,15 @@ class Run:
         o = self.o
         name = pathlib.Path(o.data).resolve().stem if o.data else "faces"
         self.folder = o.interrupted or make_run_folder(o.out, name, o.resume)
+        options.hold(self.folder)
         (self.folder / "samples").mkdir(exist_ok=True)
         for log in ("log.jsonl", "metrics.jsonl"):
             forget_later_lines(self.folder / log, nimg)
         write_settings(self.folder, o, self.team.processes, nimg)
         print(f"{self.folder}: samples/, log.jsonl, checkpoint.pt; "
-              f"curves: tensorboard --logdir {self.folder.parent}", flush=True)
+              f"curves: tensorboard --logdir {shlex.quote(str(self.folder.parent))}", flush=True)
         from torch.utils.tensorboard import SummaryWriter      # slow to import, so not on top
+        threading.excepthook = _quiet_thread
         self.board = SummaryWriter(self.folder, purge_step=nimg + 1)   # forget later curves, too
         finals = self.pictures.dataset(o.resolution)
         reals = data.to_images(finals.__getitems__(range(len(self.samples["z"]))))
@@ -331,17 +369,27 @@ class Run:
             self._move_bar()
             if tick or show:
                 images = sample_images(self.G_ema, self.samples, stage.resolution, alpha, o.device)
+            missed = len(self.unwritten)
             if tick:
                 self._tick(*self._distances(images, alpha))
             if show:
                 grid = as_grid(images, self.samples["columns"], o.resolution)
-                Image.fromarray(grid).save(self.folder / "samples" / f"{nimg:09d}.png")
-                self.board.add_image("samples", grid, nimg, dataformats="HWC")
+                self._try("samples", Image.fromarray(grid).save,
+                          self.folder / "samples" / f"{nimg:09d}.png")
+                self._draw("add_image", "samples", grid, nimg, dataformats="HWC")
+            # The disk is full, or the folder has gone: can what counts still be kept?
+            keep = keep or len(self.unwritten) > missed
         if tick:
             self.sums, self.steps_since_tick = torch.zeros_like(self.sums), 0
+        # Measured before it is kept, or a run that is killed meanwhile would go on behind it, and
+        # the number would be missing. At the end what counts is kept first.
+        # Proved: tests/test_run.py::test_a_run_that_is_killed_as_it_measures_measures_again
+        measure = measure and team.chief and self.measure and not self.stopped
+        if measure and not last:
+            self._measure(alpha)
         if team.chief and keep:
             self._keep(finished)
-        if team.chief and self.measure and measure and not self.stopped:
+        if measure and last:
             self._measure(alpha)
 
     def _stop_if_not_finite(self, weights):
@@ -396,11 +444,11 @@ class Run:
         line["sample_distance"], line["real_distance"] = samples, reals
         line["images_per_second"], line["seconds_per_kimg"] = self.rate, 1000 / self.rate
         line["peak_memory_mb"] = machine.peak_memory_mb(self.o.device)
-        with open(self.folder / "log.jsonl", "a") as log:
-            log.write(json.dumps(line) + "\n")
+        if not append_line(self.folder / "log.jsonl", line):
+            self.unwritten.add("log.jsonl")
         for key, value in line.items():
             if isinstance(value, (int, float)) and key != "nimg":
-                self.board.add_scalar(key, value, self.nimg)
+                self._draw("add_scalar", key, value, self.nimg)
         phase = line["phase"] + f" {self.grown:.2f}" * self.stage.growing
         self._write(f"{self.nimg / 1000:7.1f} kimg {line['resolution']:4d} px {phase:10s}  "
                     f"loss D {line['loss_d']:.2f} G {line['loss_g']:.2f}  "
@@ -426,7 +474,7 @@ class Run:
                          "alpha": self.grown, "steps_since_tick": self.steps_since_tick,
                          "collapsed": self.collapsed,
                          "sums": self.sums, "pictures": self.pictures.source.stamp,
-                         "split": self.pictures.split}}
+                         "contents": self.pictures.contents, "split": self.pictures.split}}
         try:
             checkpoints.save_checkpoint(self.folder / "checkpoint.pt", state)
             if finished:
@@ -434,8 +482,7 @@ class Run:
                     self.folder / f"checkpoint-{self.stage.resolution}.pt", state)
         except OSError as error:
             self._close()
-            options.fail("train.py", f"cannot write a checkpoint ({error}); the one before is "
-                         f"whole", 1)
+            options.fail("train.py", f"cannot write a checkpoint ({error})", 1)
 
     def _measure(self, alpha):
         """The chief measures, on copies, while the others wait for it in the next step.
@@ -447,7 +494,7 @@ class Run:
         for record in self.measure(self.stage.resolution, alpha, self.grown, self.nimg,
                                    self.folder):
             evaluate.append_line(self.folder / "metrics.jsonl", record)
-            self.board.add_scalar(f"metrics/{record['metric']}", record["value"], self.nimg)
+            self._draw("add_scalar", f"metrics/{record['metric']}", record["value"], self.nimg)
             error = f" +- {record['error']:.2g}" if record["error"] else ""
             self._write(f"{self.nimg / 1000:8.1f} kimg  {record['metric']} {record['value']:.4g}"
                         + error)
@@ -458,15 +505,51 @@ class Run:
         return self.o.growth if self.stage.growing else "stabilize"
 
     def _write(self, line):
-        self.bar.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            self.bar.write(line, file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:                                # `| head`: as after Ctrl-C
+            options.nobody_reads()
+            self.stop.signal = self.stop.signal or 13          # SIGPIPE
+        except OSError:                                        # stdout is a file on a full disk
+            pass
+
+    def _try(self, what, write, *args, **more):
+        """write(...), or say once that it cannot be done, and go on.
+
+        Proved: tests/test_run.py::test_what_the_disk_does_not_take_ends_no_run
+        """
+        try:
+            write(*args, **more)
+        except OSError as error:
+            print(f"note: {what} cannot be written ({error}); the run goes on", file=sys.stderr)
+            self.unwritten.add(what)
+            if what == "TensorBoard's file":
+                self.board = None
+
+    def _draw(self, method, *args, **more):
+        if self.board:
+            self._try("TensorBoard's file", getattr(self.board, method), *args, **more)
+
+    def _how_to_go_on(self):
+        kept = self._newest()
+        if kept is None:
+            return "; there is no checkpoint to go on from"
+        return f"; to go on: {options.go_on(kept)}"
+
+    def _newest(self):
+        """The checkpoint to go on from: this run's, or that which it was resumed from, or None."""
+        paths = [self.folder / "checkpoint.pt", self.o.resume]
+        return next((path for path in paths if path and path.exists()), None)
 
     def _close(self):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.bar.close()
-        if self.board:
-            self.board.close()
+        self._draw("close")
+        threading.excepthook = threading.__excepthook__
+        if self.folder:
+            machine.unlock(self.folder / options.LOCK)
 
     def finish(self):
         """Say how it ended. Returns the exit code: 0; 1 after NaN; 130, 143 after a signal."""
@@ -478,8 +561,8 @@ class Run:
         else:
             code = 0
         if self.team.chief:
-            kept = self.folder / "checkpoint.pt"
-            kept = kept if kept.exists() else self.o.resume
+            options.how_to_go_on.clear()
+            kept = self._newest()
             if self.failed:
                 print(f"train.py: a loss, or a weight, is no longer finite (noticed at step "
                       f"{self.step}, {self.nimg / 1000:g} kimg, {self.stage.resolution} px "
@@ -487,11 +570,16 @@ class Run:
                       + (f"{kept} is from before that: resume it" if kept else "Start again") +
                       " with a smaller --learning-rate or a larger --r1-gamma.", file=sys.stderr)
             elif code:
-                print(f"stopped at {self.nimg / 1000:g} kimg; to go on: python train.py --resume "
-                      f"{kept}")
+                print(f"stopped at {self.nimg / 1000:g} kimg; to go on: {options.go_on(kept)}")
             else:
                 print(f"done: {self.folder / 'samples' / f'{self.nimg:09d}.png'}, {kept}")
         return self.team.leave(code)
+
+
+def _quiet_thread(args):
+    """A thread of TensorBoard that cannot write: `Run._draw` says so."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
 
 
 def load_adam(optimizer, state):
