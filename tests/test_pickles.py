@@ -339,6 +339,43 @@ def test_zips_that_are_not_pytorchs_are_refused(tmp_path):
         pickles.array_of(pickles.read_anything(path)[0][0])
 
 
+def test_records_that_lie_in_each_other_are_refused(tmp_path):
+    """Lesson: a list of contents may name the same bytes a thousand times, and 1 MB becomes 1 GB.
+    So no record begins before the one before it has ended, and each name is there once."""
+    sound, path = written([torch.arange(24.0), torch.arange(30.0)], "new"), tmp_path / "odd.pt"
+    with zipfile.ZipFile(io.BytesIO(sound)) as archive:
+        first, second = (archive.getinfo(f"archive/data/{k}").header_offset for k in (0, 1))
+    entry = lambda name: sound.rindex(b"archive/data/" + name) - 46           # in that list
+    def changed(at, kind, value):
+        return sound[:at] + struct.pack(kind, value) + sound[at + struct.calcsize(kind):]
+    for raw in (changed(entry(b"1") + 42, "<I", first),                        # where it begins
+                rezipped(sound)[:-6] + struct.pack("<IH", 2 ** 31, 0),         # and they all
+                changed(entry(b"0") + 24, "<I", second - first),               # how long it is
+                changed(entry(b"0") + 20, "<I", 5), changed(entry(b"0") + 8, "<H", 1),
+                changed(first, "<I", 0), sound.replace(b"archive/data/1", b"archive/data/0")):
+        path.write_bytes(raw)
+        with pytest.raises(checkpoints.CheckpointError):
+            pickles.read_anything(path)
+    path.write_bytes(sound)
+    pickles.read_anything(path)                                                # control
+
+
+def test_a_record_ends_where_it_does(tmp_path, monkeypatch):
+    """Lesson: the pickle of a zip cannot read on in the record behind it; nor is it of any size."""
+    sound, path = written([torch.arange(24.0)], "new"), tmp_path / "odd.pt"
+    path.write_bytes(sound)
+    with open(path, "rb") as raw:
+        file = pickles.BoundedFile(raw, len(sound))
+        order = pickles.record_of(file, pickles.records_of(file)["archive/byteorder"])
+        assert order.read(6) == b"little"                                      # control
+        with pytest.raises(pickles.Unreadable, match="cut off"):
+            order.read(1)
+    pickles.read_anything(path)                                                # control
+    monkeypatch.setattr(pickles, "LONGEST_PICKLE", 50)
+    with pytest.raises(checkpoints.CheckpointError, match="pickle is too long"):
+        pickles.read_anything(path)
+
+
 def test_a_zips_list_of_contents_has_a_limit(tmp_path, monkeypatch):
     """Lesson: Python makes an object for every record that a zip lists; PyTorch's have a thousand,
     this one has 60,000 without any number in them."""

@@ -789,9 +789,9 @@ def test_what_was_held_out_stays_held_out(few_faces, tmp_path, capsys, monkeypat
 
 def test_copied_pictures_are_the_same_pictures(tmp_path, capsys, monkeypatch):
     """Lesson: `cp -r`, or another machine, gives files new times. What was held out is known by
-    what is in the files, so the run goes on, from a .zip, too; and no picture that it has learned from
-    is taken for unseen. A picture that has really changed stops it. So does a run of an earlier
-    version, which knew only times."""
+    what is in the files, so the run goes on, from a .zip, too; and no picture that it has learned
+    from is taken for unseen. A picture that has really changed stops it. So does a run of an
+    earlier version, which knew only times."""
     tiny.no_rehearsal(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate, "prepare", lambda *args: lambda *args: [])   # training alone

@@ -1,6 +1,6 @@
 """pickles.py: a pickle of unknown origin is read, and nothing in it is run.   (workshop)
 
-Used by: import_checkpoint.py.
+Used by: import_checkpoint.py, workshop/checkpoints.py.
 Needs:   numpy. Importing this file reads no file, no argv, no clock.
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workshop.checkpoints import CheckpointError
+from workshop import UserError
 
 # A pickle is not data but a program for a small machine with a stack. Most instructions push plain
 # values or gather what lies on the stack into lists and dicts. The list ["bias"] is
@@ -60,6 +60,33 @@ class Named:
 
 class Unreadable(ValueError):
     """The file is not a sound pickle. The message is part of a sentence."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used. The message is one sentence, file name and reason."""
+
+
+def visible(text):
+    """A text of a file, short, and with its escape codes and line breaks made visible.
+
+    Why:    printed as it is, it could clear the screen and write a sentence of its own.
+    Proved: tests/test_checkpoints.py::test_a_checkpoint_cannot_write_to_the_terminal
+    """
+    short = text if len(text) <= 200 else text[:100] + "..." + text[-97:]
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
+
+
+def shown(value):
+    """A value of a file as part of a sentence: short, on one line, whatever it is.
+
+    Why:    `repr` follows a value to its end, and a list of lists of the same list, 60 deep, has
+            none. A number of more than 4,300 digits it refuses; a tensor's has many lines.
+    Proved: tests/test_checkpoints.py::test_words_of_any_kind_are_shown_in_little_space
+    """
+    if isinstance(value, int) and abs(value) >= 2 ** 200:
+        return "a huge number"
+    plain = value is None or isinstance(value, (bool, int, float, str, bytes, list, tuple, dict))
+    return visible(reprlib.repr(value)) if plain else f"a {type(value).__name__}"
 
 
 # Three limits for the machine. Each is far above what an official file needs (the largest, those of
@@ -289,6 +316,7 @@ FLOATS = {"torch.DoubleStorage": "<f8", "torch.FloatStorage": "<f4", "torch.Half
 # Proved: tests/test_pickles.py::test_huge_claims_are_refused_in_little_memory,
 #         ::test_tensors_come_out_as_torch_gives_them
 LONGEST_CONTENTS = 2 ** 22     # bytes
+LONGEST_PICKLE = 2 ** 26       # bytes of the record data.pkl; a run of 1024 px has 0.1 MB
 MOST_INSIDE = 200              # instructions
 
 
@@ -327,8 +355,7 @@ def read_file(file, source, most=None):
             file.seek(records[folder + "byteorder"][0])
             if file.read(6) != b"little":
                 raise Unreadable("its numbers begin with the large end")
-        file.seek(records[name][0])
-        value, names = read_pickle(file, most)
+        value, names = read_pickle(record_of(file, records[name]), most)
         for note in storages_in(value):
             note.state = Stored(source, *records[f"{folder}data/{note.args[2]}"])
         return value, names
@@ -356,28 +383,48 @@ def read_file(file, source, most=None):
 def records_of(file):
     """{name: (its first byte, its size)} of the records of a zip.
 
-    Proved: tests/test_pickles.py::test_zips_that_are_not_pytorchs_are_refused
+    How:    nothing is packed, so a record is as long as it says; none lies in another, so all of
+            them together are no longer than the file; and a name is there once.
+    Proved: tests/test_pickles.py::test_zips_that_are_not_pytorchs_are_refused,
+            ::test_records_that_lie_in_each_other_are_refused
     """
-    records = {}
+    records, end = {}, 0
     try:
         infos = zipfile.ZipFile(BoundedFile(file.file, file.size, LONGEST_CONTENTS)).infolist()
     except zipfile.BadZipFile:
         raise Unreadable("it is a zip without an end") from None
-    for info in infos:
-        file.seek(info.header_offset)
-        *_, name_length, extra_length = struct.unpack("<4s5H3I2H", file.read(30))
-        start = info.header_offset + 30 + name_length + extra_length
-        if info.compress_type or info.file_size > file.size - start:
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if info.header_offset < end:
             raise Unreadable("it is a zip, but not one that PyTorch wrote")
+        file.seek(info.header_offset)
+        mark, *_, name_length, extra_length = struct.unpack("<4s5H3I2H", file.read(30))
+        start = info.header_offset + 30 + name_length + extra_length
+        if (mark != b"PK\x03\x04" or info.compress_type or info.flag_bits & 1
+                or info.file_size != info.compress_size or info.filename in records
+                or info.file_size > file.size - start):
+            raise Unreadable("it is a zip, but not one that PyTorch wrote")
+        end = start + info.file_size
         records[info.filename] = start, info.file_size
     return records
 
 
+def record_of(file, record):
+    """A short record of a zip as a file of its own, so that what is read in it ends where it does.
+
+    Proved: tests/test_pickles.py::test_a_record_ends_where_it_does
+    """
+    start, size = record
+    if size > LONGEST_PICKLE:
+        raise Unreadable("its pickle is too long")
+    file.seek(start)
+    return BoundedFile(io.BytesIO(file.read(size)), size)
+
+
 def storages_in(value):
     """All notes in a value that stand for a storage in the file: ("storage", kind, key, ...)."""
-    return [note for note in all_notes(value) if isinstance(note, Named)
-            and note.name == "persistent id" and isinstance(note.args, tuple)
-            and note.args[:1] == ("storage",) and isinstance(note.args[2], str)]
+    return [note for note in as_notes(all_notes(value), "persistent id")
+            if isinstance(note.args, tuple) and note.args[:1] == ("storage",)
+            and isinstance(note.args[2], str)]
 
 
 def read_anything(path):
@@ -418,6 +465,11 @@ def all_notes(value):
             waiting += value.values()
         elif isinstance(value, (list, tuple)):
             waiting += value
+
+
+def as_notes(values, name):
+    """Those of `all_notes` that are notes of that name."""
+    return [note for note in values if isinstance(note, Named) and note.name == name]
 
 
 def array_of(note):
@@ -471,14 +523,21 @@ def tensor_of(storage, first, shape, strides):
     kind, stored = FLOATS.get(storage.args[1].name), storage.state
     if kind is None:
         raise Unreadable("has a variable that is not made of floating point numbers")
-    numbers = (first, *shape, *strides)
-    if not all(type(n) is int and 0 <= n < 2 ** 40 for n in numbers):
-        raise Unreadable("has a tensor without a sound shape")
-    # Neither a stride of 0, which shows one number many times, nor any other can reach beyond the
-    # numbers from the first to the last, and those are read.
-    count = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
-    if 0 in shape or (first + count) * np.dtype(kind).itemsize > stored.size:
-        raise Unreadable("has a tensor that reaches beyond its numbers")
+    count = numbers_of(first, shape, strides, stored.size // np.dtype(kind).itemsize)
     flat = stored.numbers(kind, first, count)
     return np.lib.stride_tricks.as_strided(
         flat, shape, [stride * flat.itemsize for stride in strides], writeable=False)
+
+
+def numbers_of(first, shape, strides, most):
+    """How many numbers lie from a tensor's first to its last, in a storage of `most` numbers.
+
+    Neither a stride of 0, which shows one number many times, nor any other can reach beyond them.
+    Errors: Unreadable, or any error of what is no shape.
+    """
+    if not all(type(n) is int and 0 <= n < 2 ** 40 for n in (first, *shape, *strides)):
+        raise Unreadable("has a tensor without a sound shape")
+    count = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+    if 0 in shape or first + count > most:
+        raise Unreadable("has a tensor that reaches beyond its numbers")
+    return count

@@ -1,0 +1,492 @@
+"""hostile.py: damaged files, one after the other, through every program that opens one.
+
+    python experiments/hostile.py                      some minutes on a CPU
+    python experiments/hostile.py --files 1000         1,000 checkpoints and 1,000 pickles
+
+Needs:   what the programs need, and Linux, whose /proc tells the peak of the memory.
+
+Checkpoints go through the loading of all scripts that read one, official pickles through
+import_checkpoint.py. Each file is damaged in a way that its number and --seed draw: cut off, bits
+flipped, words and tensors replaced, records renamed, other pickles in its place. What is asked:
+
+  accepted   or refused with exit code 2 by one sentence that names the file, without escape codes
+  bounded    5 s of CPU time, and 1 GiB above what the programs take when they are imported
+  harmless   no file appears but the one that was asked for
+
+Of ten checkpoints that are accepted, one is also used to make pictures; all of them are grown,
+converted, and given to a run.
+
+No traceback, no end of the interpreter, no hang: the files are opened in a process of their own,
+whose death is counted, and which goes on behind the file that killed it.
+"""
+
+import argparse
+import collections
+import contextlib
+import copy
+import io
+import json
+import os
+import pathlib
+import pickle
+import pickletools
+import random
+import select
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MOST_SECONDS, MOST_MB, PATIENCE = 5.0, 1024, 300
+
+
+# ---- 1. What is put in the place of something else -------------------------------------------
+
+
+def deep(levels):
+    """A tuple in a tuple in a tuple ..., as a list of instructions."""
+    return b")" + b"\x85" * levels
+
+
+def junk(rng):
+    """A value that torch.save can write, for a place where it does not belong."""
+    import torch
+    long_list = []
+    for _ in range(500):
+        long_list = [long_list]
+    doubling = []
+    for _ in range(60):
+        doubling = [doubling, doubling]
+    make = rng.choice([
+        lambda: None, lambda: True, lambda: -1, lambda: 0, lambda: 2 ** 70, lambda: 10 ** 5000,
+        lambda: 0.5, lambda: float("nan"), lambda: float("inf"), lambda: 1e308, lambda: "",
+        lambda: "\x1b[2Jall is well\nsecond line", lambda: "x" * 10 ** 6, lambda: "../../etc",
+        lambda: "4:1e999", lambda: "1:2,3", lambda: [], lambda: [1], lambda: {}, lambda: {"a": 1},
+        lambda: (1, 2), lambda: long_list, lambda: doubling, lambda: b"bytes", lambda: 3 + 4j,
+        lambda: torch.zeros(3), lambda: torch.zeros(()), lambda: torch.full((5,), float("nan")),
+        lambda: torch.zeros(1).expand(10 ** 6, 10 ** 4), lambda: torch.zeros(0),
+        lambda: torch.eye(4).to_sparse(), lambda: torch.zeros(4, 4, device="meta"),
+        lambda: torch.zeros(4, dtype=torch.complex64), lambda: torch.zeros(4, dtype=torch.uint8),
+        lambda: torch.nn.Parameter(torch.zeros(4)), lambda: torch.zeros(4, requires_grad=True),
+        lambda: torch.Size([1, 2]), lambda: torch.float16, lambda: torch.device("cpu")])
+    return make()
+
+
+def like(tensor, rng):
+    """A tensor that is nearly the right one."""
+    import torch
+    make = rng.choice([
+        lambda t: t.reshape(-1), lambda t: t[None], lambda t: t.to(torch.float64),
+        lambda t: t.half(), lambda t: t.to(torch.complex64), lambda t: t.to("meta"),
+        lambda t: t.to_sparse(), lambda t: t * float("nan"), lambda t: t + float("inf"),
+        lambda t: torch.zeros(()).expand(t.shape), lambda t: t * 1e38, lambda t: -t,
+        lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
+        lambda t: torch.nn.Parameter(t.float()), lambda t: t.long()])
+    return make(tensor)
+
+
+def places(value):
+    """All (path of keys) in nested dicts and lists; what lies in two places is looked at once."""
+    waiting, seen, found = [((), value)], set(), []
+    while waiting:
+        at, value = waiting.pop()
+        if id(value) in seen or not isinstance(value, (dict, list)):
+            continue
+        seen.add(id(value))
+        inner = [((*at, key), part) for key, part in (
+            value.items() if isinstance(value, dict) else enumerate(value))]
+        waiting += inner
+        found += [path for path, _ in inner]
+    return found
+
+
+def random_pickle(rng, length):
+    """Instructions in no order."""
+    codes = [op for op in pickletools.opcodes]
+    out = b"\x80\x02"
+    for _ in range(length):
+        op = rng.choice(codes)
+        out += op.code.encode("latin-1")
+        if op.arg is not None and op.arg.n > 0:
+            out += rng.randbytes(op.arg.n)
+        elif op.arg is not None:
+            out += rng.choice([b"1\n", b"os\nsystem\n", struct.pack("<I", 3) + b"abc", b"\x02ab"])
+    return out + b"."
+
+
+def foreign(rng):
+    """A pickle that no checkpoint has."""
+    return rng.choice([
+        lambda: b"\x80\x02}" + deep(190_000) + b"Ns.", lambda: b"\x80\x02" + deep(60_000) + b".",
+        lambda: b"\x80\x02cos\nmkdir\nX\x03\x00\x00\x00bad\x85R.",
+        lambda: b"\x80\x04\x8e" + struct.pack("<Q", 2 ** 62) + b"few.",
+        lambda: b"\x80\x02" + b"]" * 45_000 + b"a" * 44_999 + b".",
+        lambda: b"\x80\x02]q\x00h\x00a.", lambda: b"\x80\x02" + b"}" * 1_200_000 + b".",
+        lambda: b"\x80\x02ccollections\nOrderedDict\n]]" + deep(15) + b"Na\x85R.",
+        lambda: b"\x80\x02Nr\xff\xff\xff\xff.", lambda: pickle.dumps({"format": 1}),
+        lambda: b"\x80\x02\x8b" + struct.pack("<i", 20_000) + b"\x7f" * 20_000 + b".",
+        lambda: random_pickle(rng, rng.randrange(1, 60))])()
+
+
+# ---- 2. The faults ---------------------------------------------------------------------------
+
+
+def saved(checkpoint):
+    import torch
+    out = io.BytesIO()
+    torch.save(checkpoint, out)
+    return out.getvalue()
+
+
+def rezipped(raw, rng, change=lambda name, data: (name, data), method=zipfile.ZIP_STORED, more=()):
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(out, "w", method) as new:
+        for info in old.infolist():
+            name, data = change(info.filename, old.read(info))
+            new.writestr(zipfile.ZipInfo(name), data, method)          # a date of its own, 1980
+        for name, data in more:
+            new.writestr(zipfile.ZipInfo(name), data)
+    return out.getvalue()
+
+
+def cut(rng, raw):
+    return raw[:rng.choice([rng.randrange(100), rng.randrange(len(raw)), len(raw) - 1])]
+
+
+def flipped(rng, raw):
+    """Bits; in the first or last 20 kB, where the words are, more often than in the numbers."""
+    raw = bytearray(raw)
+    low, high = rng.choice([(0, len(raw)), (0, min(20_000, len(raw))),
+                            (max(0, len(raw) - 20_000), len(raw))])
+    for _ in range(rng.choice([1, 1, 1, 3, 20])):
+        raw[rng.randrange(low, high)] ^= 1 << rng.randrange(8)
+    return bytes(raw)
+
+
+def spliced(rng, raw):
+    """Some bytes left out, doubled, or zero."""
+    at, n = rng.randrange(len(raw)), rng.choice([1, 4, 64, 5000])
+    return raw[:at] + rng.choice([b"", raw[at:at + n] * 2, bytes(n)]) + raw[at + n:]
+
+
+def with_pickle(rng, raw, change):
+    return rezipped(raw, rng, lambda name, data: (
+        name, change(data) if name.endswith("data.pkl") else data))
+
+
+def edited(rng, raw):
+    """A pickle with a few instructions left out, doubled, or with another argument."""
+    at = [position for _, _, position in pickletools.genops(raw)] + [len(raw)]
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        k = rng.randrange(1, len(at) - 2)
+        part = raw[at[k]:at[k + 1]]
+        new = rng.choice([b"", part * 2, b"N", b"]", b"}", b"K\x07", b"X\x01\x00\x00\x00a", b"0",
+                          b"2", b"\x85", deep(rng.choice([2, 30])), part[:1] + rng.randbytes(
+                              max(0, len(part) - 1)) if len(part) < 10 else part[::-1]])
+        raw = raw[:at[k]] + new + raw[at[k + 1]:]
+        at = at[:k + 1] + [position + len(new) - len(part) for position in at[k + 1:]]
+    return raw
+
+
+def changed(rng, checkpoint):
+    """A value, a key, a tensor of a checkpoint that is another one, or gone."""
+    checkpoint = copy.deepcopy(checkpoint)
+    parts = rng.choice([list(checkpoint), ["options", "progress", "samples", "settings"],
+                        ["options", "progress"]])
+    for _ in range(rng.choice([1, 1, 1, 2, 4])):
+        part = rng.choice(parts)
+        inside = [(part, *path) for path in places(checkpoint.get(part))]
+        *outer, last = rng.choice(inside or [(part,)])
+        target = checkpoint
+        try:
+            for key in outer:
+                target = target[key]
+            value = target[last]
+        except (KeyError, IndexError, TypeError):
+            continue
+        what = rng.choice(["junk", "junk", "like", "gone", "renamed", "more", "swapped"])
+        if what == "gone":
+            del target[last]
+        elif what == "renamed" and isinstance(target, dict):
+            target[rng.choice(["\x1b[2J\n", 5, "x" * 5000, (1,), None, True])] = target.pop(last)
+        elif what == "more" and isinstance(target, dict):
+            target[rng.choice(["more", "\x1b[2J\n", 7])] = junk(rng)
+        elif what == "like" and hasattr(value, "shape"):
+            target[last] = like(value, rng)
+        elif what == "like" and type(value) in (int, float):
+            target[last] = rng.choice([value + 1, -value, value * 10 ** 9, value / 3, str(value)])
+        elif what == "swapped" and isinstance(target, dict):
+            target[last] = target[rng.choice(list(target))]
+        else:
+            target[last] = junk(rng)
+    return saved(checkpoint)
+
+
+CHECKPOINT_FAULTS = {
+    "cut": lambda rng, c, raw: cut(rng, raw),
+    "bits": lambda rng, c, raw: flipped(rng, raw),
+    "bytes": lambda rng, c, raw: spliced(rng, raw),
+    "words and tensors": lambda rng, c, raw: changed(rng, c),
+    "more words and tensors": lambda rng, c, raw: changed(rng, c),
+    "instructions": lambda rng, c, raw: with_pickle(rng, raw, lambda data: edited(rng, data)),
+    "bits of the pickle": lambda rng, c, raw: with_pickle(rng, raw, lambda d: flipped(rng, d)),
+    "records": lambda rng, c, raw: rng.choice([
+        lambda: rezipped(raw, rng, method=zipfile.ZIP_DEFLATED),
+        lambda: rezipped(raw, rng, lambda n, d: (n.replace("data", rng.choice(["d", "DATA"])), d)),
+        lambda: rezipped(raw, rng, lambda n, d: (n, d[:-4] if rng.random() < 0.01 else d)),
+        lambda: rezipped(raw, rng, more=[(rng.choice(["archive/data/0x", "b/data.pkl", "../x",
+                                                      "archive/code.py", "\x1b[2J"]), b"x")]),
+        lambda: raw + rng.randbytes(100), lambda: rng.randbytes(50) + raw, lambda: raw + raw])(),
+    "foreign pickle inside": lambda rng, c, raw: with_pickle(rng, raw, lambda data: foreign(rng)),
+    "foreign pickle": lambda rng, c, raw: foreign(rng),
+    "none": lambda rng, c, raw: raw,
+}
+PICKLE_FAULTS = {
+    "cut": lambda rng, raw: cut(rng, raw),
+    "bits": lambda rng, raw: flipped(rng, raw),
+    "bytes": lambda rng, raw: spliced(rng, raw),
+    "instructions": lambda rng, raw: edited(rng, raw),
+    "more instructions": lambda rng, raw: edited(rng, raw),
+    "a foreign pickle inside": lambda rng, raw: raw[:2] + foreign(rng)[2:-1] + b"0" + raw[2:],
+    "foreign pickle": lambda rng, raw: foreign(rng),
+    "none": lambda rng, raw: raw,
+}
+
+
+# ---- 3. The programs -------------------------------------------------------------------------
+
+
+class Loaded(BaseException):
+    """A program has loaded all that it wanted; what it would do now is not asked here."""
+
+
+def sound_files():
+    """[(checkpoint, its bytes)], small runs of both architectures; [bytes] of official pickles."""
+    import torch
+    import import_checkpoint
+    import stylegan_models as models
+    runs, pickles = [], []
+    for name in ("official_stylegan", "official_stylegan2", "official_stylegan2_ada"):
+        path = ROOT / "tests" / "data" / f"{name}.pkl"
+        pickles.append(path.read_bytes())
+        run = {"format": 1, **import_checkpoint.as_checkpoint(import_checkpoint.import_file(path))}
+        run["architecture"] = run["settings"]["architecture"]
+        with torch.device("meta"):
+            networks = {"optimizer_g": models.make_generator(run["settings"]),
+                        "optimizer_d": models.make_discriminator(run["settings"])}
+        for part, network in networks.items():         # as if it had made three steps
+            run[part]["state"] = {
+                k: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(weight.shape),
+                    "exp_avg_sq": torch.ones(weight.shape)}
+                for k, weight in enumerate(network.parameters())}
+        run["options"] |= {"batch": "8", "accumulate": "1", "cache": "/nowhere", "data": None}
+        run["progress"]["pictures"] = "0" * 64
+        runs.append((run, saved(run)))
+    return runs, pickles
+
+
+MAKES_PICTURES = ("generate.py", "project.py", "explore.py")
+
+
+def programs(folder, short):
+    """{script: function of a checkpoint's path}: each as it is typed, up to where it has loaded.
+
+    short:  a list; with True in it, a program that makes pictures ends before that, too.
+    """
+    import numpy as np
+    from PIL import Image
+    import convert_resolution, evaluate, explore, generate, morph, project, train
+    from workshop import measuring, run
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for k in range(4):
+        Image.fromarray(np.full((32, 32, 3), 50 * k, np.uint8)).save(pictures / f"{k}.png")
+    out, photo = folder / "out", pictures / "0.png"
+
+    def loaded(*arguments, **options):
+        raise Loaded
+
+    def load_networks(*arguments):                     # what makes pictures makes some of them
+        networks = load(*arguments)
+        if short.count(True):
+            raise Loaded
+        return networks
+    load, morph.load_networks = morph.load_networks, load_networks
+    run.Run._rehearse = loaded                         # after everything has its old state
+    evaluate.evaluate = loaded
+    evaluate.find_reals = lambda path, checkpoint, *rest: measuring.find_source(
+        path, checkpoint, str(pictures)) and {}
+    cpu = ["--device", "cpu"]
+    return {
+        "generate.py": lambda path: generate.main(
+            [path, "mixing", "--out", f"{out}/a.png", *cpu]),
+        "project.py": lambda path: project.main(
+            [path, str(photo), "--steps", "1", "--features", "pixels", "--out", f"{out}/b.png",
+             *cpu]),
+        "evaluate.py": lambda path: evaluate.main([path, "--metrics", "duality_gap", *cpu]),
+        "convert_resolution.py": lambda path: convert_resolution.main(
+            [path, "16", "--out", f"{out}/c.pt"]),
+        "morph.py": lambda path: morph.main([path, "--out", f"{out}/d.pt"]),
+        "explore.py": lambda path: explore.Network(
+            path, generate.load_model(path, evaluate.machine.pick_device("cpu"))) and 0,
+        "train.py": lambda path: train.main(
+            ["--resume", path, "--data", str(pictures), "--allow-upsampling", "--cache",
+             str(out / "cache"), "--workers", "0", "--out", f"{out}/run", *cpu])}
+
+
+# ---- 4. One file -----------------------------------------------------------------------------
+
+
+def memory_mb(line):
+    text = pathlib.Path("/proc/self/status").read_text()
+    return int(text.split(f"{line}:")[1].split()[0]) / 1024
+
+
+def tried(main, path):
+    """Run a program as its user would: {"code", "line", "seconds", "mb", "wrong"}."""
+    from workshop import options
+    said, told = io.StringIO(), io.StringIO()
+    pathlib.Path("/proc/self/clear_refs").write_text("5")          # the peak begins anew
+    before, began = memory_mb("VmRSS"), time.process_time()
+    wrong, code = "", None
+    try:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(said):
+            options.start(lambda argv: main(path), "program.py", "stopped")
+    except SystemExit as ended:
+        code = ended.code
+    except Loaded:
+        code = 0
+    except BaseException as error:
+        wrong = f"traceback: {type(error).__name__}: {error}"
+    seconds, mb = time.process_time() - began, memory_mb("VmHWM") - before
+    lines = [line for line in said.getvalue().splitlines()
+             if line.strip() and not line.startswith("note: ")]
+    line = "\n".join(lines)
+    if not wrong and code not in (0, 2):
+        wrong = f"code {code}"
+    if not wrong and code == 2:
+        wrong = ("no sentence" if len(lines) != 1 or len(line) > 1000 else
+                 "memory" if "not enough memory" in line else
+                 "does not name the file" if path not in line else "")
+    if any(ord(c) < 32 and c not in "\n\r\t" for c in said.getvalue() + told.getvalue()):
+        wrong = wrong or "escape codes"
+    if seconds > MOST_SECONDS or mb > MOST_MB:
+        wrong = wrong or "too slow, or too much memory"
+    return {"code": code, "line": line[:300], "seconds": seconds, "mb": mb, "wrong": wrong[:300]}
+
+
+def damaged(kind, seed, runs, pickles):
+    """(fault, bytes) of one file, the same for the same seed."""
+    faults, sound = ((CHECKPOINT_FAULTS, runs) if kind == "checkpoints" else
+                     (PICKLE_FAULTS, [(raw,) for raw in pickles]))
+    for attempt in range(100):
+        rng = random.Random(f"{seed} {attempt}")
+        fault = rng.choice(list(faults))
+        with contextlib.suppress(Exception):           # torch cannot make, or save, everything
+            return fault, faults[fault](rng, *rng.choice(sound))
+
+
+def child(kind, seed, first, last):
+    """Files number first to last - 1: a line of JSON before and after each program."""
+    import resource                                    # Linux has it
+    import warnings
+    warnings.simplefilter("ignore")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        os.chdir(folder)
+        (folder / "out").mkdir()
+        import import_checkpoint
+        runs, pickles = sound_files()
+        short = []
+        mains = programs(folder, short) if kind == "checkpoints" else {
+            "import_checkpoint.py": lambda path: import_checkpoint.main(
+                [path, str(folder / "out" / "m.pt")])}
+        # Whatever goes wrong here, the machine has others to serve.
+        size = int(memory_mb("VmSize") + 4 * MOST_MB) << 20
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        known = set(os.listdir(folder)) | {"hostile.pt"}
+        for number in range(first, last):
+            fault, raw = damaged(kind, f"{kind} {seed} {number}", runs, pickles)
+            (folder / "hostile.pt").write_bytes(raw)
+            for script, main in mains.items():
+                about = {"number": number, "fault": fault, "script": script}
+                short[:] = [number % 10 > 0 and script in MAKES_PICTURES]
+                print(json.dumps(about), flush=True)
+                result = tried(main, str(folder / "hostile.pt"))
+                if set(os.listdir(folder)) - known:
+                    result["wrong"] = f"wrote {sorted(set(os.listdir(folder)) - known)}"
+                for path in (folder / "out").glob("*"):            # for the next one
+                    if path.is_file():
+                        path.unlink()
+                    elif path.name == "run":
+                        subprocess.run(["rm", "-r", str(path)])
+                print(json.dumps({**about, **result}), flush=True)
+
+
+def all_of(kind, seed, files):
+    """The results of all files, from as many processes as had to die for them."""
+    first, results = 0, []
+    while first < files:
+        process = subprocess.Popen(
+            # 20 files each: what the programs keep of so many files was seen to grow to 17 GB.
+            [sys.executable, __file__, "--child", kind, str(seed), str(first),
+             str(min(files, first + 20))],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)      # select sees all
+        last = None
+        while True:
+            ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+            line = process.stdout.readline() if ready else b""
+            if not line:
+                break
+            last = json.loads(line)
+            if "code" in last:
+                results.append(last)
+        hung = process.poll() is None and not ready
+        process.kill()
+        code = process.wait()
+        if last is None:
+            raise SystemExit(f"hostile.py: the programs do not start (code {code})")
+        first = last["number"] + 1
+        if "code" not in last:
+            results.append({**last, "code": None, "line": "", "seconds": 0, "mb": 0, "wrong":
+                            "hangs" if hung else f"the interpreter died ({code})"})
+    return results
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Damaged files through every program.")
+    parser.add_argument("--files", type=int, default=60, help="of each kind (default 60)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    o = parser.parse_args(argv)
+    if o.child:
+        return child(o.child[0], *map(int, o.child[1:]))
+    bad = 0
+    for kind in ("checkpoints", "pickles"):
+        began = time.perf_counter()
+        results = all_of(kind, o.seed, o.files)
+        wrong = [result for result in results if result["wrong"]]
+        bad += len(wrong)
+        codes = collections.Counter(result["code"] for result in results)
+        slow, large = (max(results, key=lambda r: r[key]) for key in ("seconds", "mb"))
+        print(f"{kind}: {o.files} files, seed {o.seed}, {len(results)} openings: {codes[2]} "
+              f"refused, {codes[0]} accepted, {len(wrong)} wrong; slowest {slow['seconds']:.2f} s "
+              f"of CPU ({slow['script']}, {slow['fault']}), most memory {large['mb']:.0f} MB "
+              f"({large['script']}, {large['fault']}); {time.perf_counter() - began:.0f} s",
+              flush=True)
+        for (script, says), some in collections.Counter(
+                (result["script"], result["wrong"]) for result in wrong).most_common(40):
+            example = next(r for r in wrong if (r["script"], r["wrong"]) == (script, says))
+            print(f"  {some} x {script}: {says} [{example['fault']}, file {example['number']}] "
+                  f"{example['line'][:200]}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
