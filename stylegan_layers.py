@@ -146,8 +146,8 @@ def modulated_convolution(x, weight, style, demodulate=True, up=False, modulate=
             work: to scale a kernel's input channels is to scale the image's, what is the same all
             over an output channel can be done behind it, and one kernel serves all images.
             [MACHINE] one core of a server CPU, 512 channels, batch 16: the kernels take 3 times as
-            long at 8 px, 1.6 times at 16 and 1.2 at 32; 1x1 layers 5 to 7 times (rerun: python
-            experiments/benchmark.py modulation).
+            long at 8, 16 and 32 px, and 5 to 8 times under path length; 1x1 layers 5 to 7 times
+            (rerun: python experiments/benchmark.py modulation).
     Proved: tests/test_layers.py::test_both_forms_of_modulation_agree_with_all_derivatives,
             ::test_demodulation_expects_inputs_of_size_1_and_does_not_look_at_them
     """
