@@ -368,7 +368,8 @@ def spatial_mean(x):
 # Which form is fastest was measured: milliseconds for one layer, forward + backward going up,
 # forward + the double backward of R1 going down; float32, channels_last, half the batch at 128 px.
 # [MACHINE] 2 cores of a server CPU with AVX-512; no GPU (rerun: python experiments/benchmark.py
-#           parts).
+#           parts). Measured before there was winograd.py, which makes the plain form faster where
+#           it has 192 channels or more; its large images stay.
 #
 #                 paper's widths, batch 4     paper's widths, batch 16     default run, batch 32
 #                plain  3x3  4x4  6x6         plain  3x3   4x4   6x6      plain  3x3  4x4  6x6
