@@ -652,9 +652,10 @@ def test_a_lost_terminal_and_a_lost_reader_stop_a_run_as_ctrl_c_does(photos, tmp
     kept, and nothing is left running. nohup, which means that a run is to outlive its terminal,
     still does."""
     for name, code in (("hangup", 128 + signal.SIGHUP), ("head", 141)):
-        folder, more = tmp_path / name, {}
-        if name == "head":                                     # started with nohup, too
-            more = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+        folder = tmp_path / name
+        # The second is started with nohup, too; the first not, even if these tests are.
+        answer = signal.SIG_IGN if name == "head" else signal.SIG_DFL
+        more = {"preexec_fn": functools.partial(signal.signal, signal.SIGHUP, answer)}
         process = start("--data", photos, *tiny.RUN, "--checkpoint-kimg", "1000", "--resolution",
                         "4", "--total-kimg", "600", "--out", folder, cwd=tmp_path, **more)
         wait_for(folder, lambda line: True, process)
