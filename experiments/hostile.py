@@ -434,7 +434,7 @@ def all_of(kind, seed, files):
     first, results = 0, []
     while first < files:
         process = subprocess.Popen(
-            # 20 files each: what the programs keep of so many files was seen to grow to 17 GB.
+            # 20 files each, so that nothing that a process keeps can add up.
             [sys.executable, __file__, "--child", kind, str(seed), str(first),
              str(min(files, first + 20))],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)      # select sees all
