@@ -1,6 +1,7 @@
 """workshop/options.py: what can be typed, and the one sentence for what cannot."""
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -331,3 +332,32 @@ def test_help_names_every_option_and_what_it_would_be():
             if name != "architecture" and value is not None:
                 flag = f"--{name.replace('_', '-')} {options.show(value)}"
                 assert flag in section, (situation, name)
+
+
+def test_a_program_that_only_a_checkpoint_names_is_not_run(tmp_path, monkeypatch):
+    """Lesson: a file of features is a TorchScript program. Sent along in a stranger's checkpoint it
+    would be run at the first measurement. Its own run folder, or the user, may name it."""
+    program, kept = str(tmp_path / "net.pt"), tmp_path / "sent" / "checkpoint.pt"
+    kept.parent.mkdir()
+    sent = {"evaluate_features": program}
+    with pytest.raises(UserError, match="a program .* type --evaluate-features"):
+        options.check_features(kept, sent, {})
+    (kept.parent / "settings.json").write_text('{"options": {"evaluate_features": "other.pt"}}')
+    with pytest.raises(UserError):
+        options.check_features(kept, sent, {})
+    (kept.parent / "settings.json").write_text("[]")
+    with pytest.raises(UserError):
+        options.check_features(kept, sent, {})
+    options.check_features(kept, sent, {"evaluate_features": program})     # typed
+    for name in ("inception", "efficientnet-lite0"):                       # packages
+        options.check_features(kept, {"evaluate_features": name}, {})
+    (kept.parent / "settings.json").write_text(json.dumps({"options": sent}))
+    options.check_features(kept, sent, {})                                 # its own run
+    # And `read` asks: what a stranger's checkpoint says comes to it.
+    kept.write_bytes(b"")
+    (kept.parent / "settings.json").unlink()
+    monkeypatch.setattr(options.checkpoints, "load_checkpoint", lambda path: {
+        "options": sent, "progress": {}})
+    monkeypatch.setattr(options.checkpoints, "resumable", lambda checkpoint: True)
+    with pytest.raises(UserError, match="a program"):
+        options.read(["--resume", str(kept), "--data", "photos", "--device", "cpu"])

@@ -11,6 +11,7 @@ Needs:   torch. Importing this file reads no file, no argv, no clock.
 
 import argparse
 import contextlib
+import json
 import math
 import os
 import pathlib
@@ -504,6 +505,26 @@ def command_line(options):
 # ---- 4. What train.py reads ------------------------------------------------------------------
 
 
+def check_features(resume, run, typed):
+    """Refuse a file of features that only a checkpoint names: a program, which would be run.
+
+    run:    the checkpoint's options. The run folder's settings.json may name it, too, or the user.
+    Errors: UserError that says what to type.
+    Proved: tests/test_options.py::test_a_program_that_only_a_checkpoint_names_is_not_run
+    """
+    named = run.get("evaluate_features")
+    if "evaluate_features" in typed or named in (None, "inception", "efficientnet-lite0"):
+        return
+    try:
+        text = (resume.parent / "settings.json").read_text(encoding="utf-8")
+        if json.loads(text)["options"]["evaluate_features"] == named:
+            return
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{resume}: wants to measure with {named!r}, a program that nothing in its "
+                    f"folder names; type --evaluate-features with it if you trust it, or inception")
+
+
 def read(argv=None):
     """(o, checkpoint): what was asked for, checked, and the loaded checkpoint to resume, or None.
 
@@ -536,6 +557,8 @@ def read(argv=None):
             checkpoint["options"].get("data") or "pictures" in checkpoint["progress"]):
         raise UserError(f"{resume}: comes from another program and names no pictures; --data says "
                         f"what to go on with")
+    if checkpoint:
+        check_features(resume, checkpoint["options"], typed)
     options, situation = complete_options(typed, device, checkpoint and checkpoint["options"],
                                           team.processes)
     if checkpoint and "cache" not in typed and not os.path.isdir(options["cache"]):

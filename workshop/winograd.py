@@ -40,7 +40,8 @@ Price:   at the points 2 and -2 large numbers are subtracted from each other. Th
                 256 channels  64 px    336  204    500  191
                 192 channels  64 px    190  136    245  122
                 128 channels  64 px     84   80    103   74
-         Below 4096 pixels in all nothing is gained (batch 4 at 32 px: 85, 47; batch 1: 22, 22).
+         Few pixels gain less: with 512 channels, 4096 in all take 85 and 47 ms, 2048 take 43 and
+         32, and 1024 take 22 and 22.
          Rerun: python experiments/benchmark.py winograd
 """
 
