@@ -26,8 +26,29 @@ SMALL = dict(resolution=16, channel_base=64, channel_max=16, latent_dim=12, styl
 CPU = torch.device("cpu")
 
 
+# The first row of a picture, each colour: of z = -1, -1/3, 1/3, 1, by the version (afdb7be) that
+# wrote tests/data/format1.pt. (Its path of the cache was made short.)
+OF_THAT_TIME = [0.28681, -0.02175, -0.40445, 0.12436, -0.08911, 0.14234, 0.40711, 0.10434,
+                1.11323, 0.77327, -0.75293, 0.25542]
+
+
 def a_checkpoint():
     return {"settings": SMALL, "generator_ema": models.make_generator(SMALL).state_dict()}
+
+
+def test_what_an_early_version_wrote_is_read_and_makes_the_same_picture():
+    """Lesson: people keep checkpoints for years. Whatever the checks of today forbid, they must let
+    through what this program once wrote, and the picture must be the one of that time."""
+    loaded = checkpoints.load_networks(official.DATA / "format1.pt")
+    assert loaded.checkpoint["format"] == 1 and "rng" in loaded.checkpoint
+    assert checkpoints.resumable(loaded.checkpoint)
+    assert (loaded.resolution, loaded.alpha) == (4, 1)
+    with torch.no_grad():
+        picture = loaded.networks["generator_ema"](
+            torch.linspace(-1, 1, 4)[None], noise_mode="const", resolution=4, alpha=1.0)
+    row = picture[0, :, 0].flatten()
+    assert row.tolist() == pytest.approx(OF_THAT_TIME, abs=2e-5)
+    assert row.flip(0).tolist() != pytest.approx(OF_THAT_TIME, abs=0.1)    # control
 
 
 def test_a_failed_save_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch):

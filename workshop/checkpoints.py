@@ -122,7 +122,8 @@ RECORDS = {"data.pkl", "byteorder", "version", ".format_version", ".storage_alig
 NAMES = {"collections.OrderedDict", "persistent id", "torch._utils._rebuild_tensor_v2"}
 # Kinds of storage, and the bytes of a number.
 KINDS = {"torch.FloatStorage": 4, "torch.DoubleStorage": 8, "torch.HalfStorage": 2,
-         "torch.BFloat16Storage": 2, "torch.LongStorage": 8}
+         "torch.BFloat16Storage": 2, "torch.LongStorage": 8,
+         "torch.ByteStorage": 1}       # the state of the random numbers, in the first versions
 # A run of 1024 px has some 30,000 instructions.
 # Proved: tests/test_checkpoints.py::test_the_limits_are_far_above_what_a_run_of_1024_px_needs
 MOST_INSTRUCTIONS = 300_000
