@@ -8,9 +8,11 @@ program can catch, at moments drawn at random from its whole life: as it starts,
 rehearses, fades, morphs, measures, draws samples, writes a checkpoint. After each kill the newest
 checkpoint must load, and the command that a user would type must go on: --resume, or the first
 command in an empty folder if there was no checkpoint yet. When the run is at its end, every tensor
-and number of its checkpoint, its log and its sample grids must be those of the peaceful run, and
-no file may lie about that the peaceful run has not.
+and number of its checkpoint, its log, its sample grids and its cache of pictures must be those of
+the peaceful run, and no file may lie about that the peaceful run has not. Each new run packs its
+pictures anew; one that was killed finds what is left of them.
 
+  painted    StyleGAN on 10,000 painted faces: a good part of its life it paints
   fade       StyleGAN, growing by fading in, measuring the duality gap on its way, 2 workers
   morph      StyleGAN, growing by network morphism
   stylegan2  with path length
@@ -39,7 +41,8 @@ import tiny
 from workshop import UserError, checkpoints, options
 
 OFTEN = ["--checkpoint-kimg", "0.02"]
-KINDS = {"fade": ["--workers", "2", "--evaluate-kimg", "0.3", *OFTEN],
+KINDS = {"painted": ["--total-kimg", "0.3", *OFTEN],
+         "fade": ["--workers", "2", "--evaluate-kimg", "0.3", *OFTEN],
          "morph": ["--growth", "morph", "--morph-kimg", "0.1", *OFTEN],
          "stylegan2": ["--architecture", "stylegan2", "--batch", "4", "--path-interval", "2",
                        "--total-kimg", "0.3", *OFTEN],
@@ -62,33 +65,38 @@ def victims(process, kind):
 
 
 def end_of(run):
-    """What a run is judged by: (checkpoint, log, {sample: bytes}, the names of its files)."""
+    """What a run is judged by: (checkpoint, log, {file: bytes}, the names of all files)."""
     checkpoint = checkpoints.load_checkpoint(run / "checkpoint.pt")
     for name in ("cache", "workers"):
         checkpoint["options"].pop(name, None)
     names = {str(path.relative_to(run)) for path in run.rglob("*")
              if not path.name.startswith("events.out")}
-    return (checkpoint, tiny.deterministic(run),
-            {path.name: path.read_bytes() for path in (run / "samples").iterdir()}, names)
+    cache = [path for path in (run.parent / "cache").rglob("*") if path.is_file()]
+    pictures = {path.name: path.read_bytes() for path in [*(run / "samples").iterdir(), *cache]
+                if path.suffix in (".png", ".bin", ".npy", ".pt")}
+    return checkpoint, tiny.deterministic(run), pictures, names | {path.name for path in cache}
 
 
 def where_of(run):
     """In what a kill has fallen: the phase of the last line of the log, or "before the first"."""
     log = run / "log.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
+    if not (run / "settings.json").exists():
+        return "as it began, with its pictures"
     if not (run / "checkpoint.pt").exists():
         return "before the first checkpoint"
     return json.loads(lines[-1])["phase"] if lines else "before the first line of the log"
 
 
 def storm(kind, first, life, kills, chance, folder, patience):
-    """Kill runs until `kills` have fallen. Returns (runs that ended, Counter of where they fell).
+    """Kill runs until `kills` have fallen. Returns (ends of runs, Counter of where they fell).
 
     Errors: UserError if a command refuses to go on, or a checkpoint does not load.
     """
     fallen, ended, turn = collections.Counter(), [], 0
     while sum(fallen.values()) < kills or not ended:
         run = folder / f"stormy-{len(ended)}"
+        shutil.rmtree(folder / "cache")
         while True:
             resume = (run / "checkpoint.pt").exists()
             if not resume:
@@ -122,19 +130,18 @@ def storm(kind, first, life, kills, chance, folder, patience):
             fallen[where_of(run)] += 1
             if (run / "checkpoint.pt").exists():
                 checkpoints.load_checkpoint(run / "checkpoint.pt")
-        ended.append(run)
+        ended.append(end_of(run))
     return ended, fallen
 
 
-def compare(kind, quiet, run):
-    """Errors: UserError that says in what the run differs from the quiet one."""
-    ours, theirs = end_of(run), end_of(quiet)
+def compare(run, ours, theirs):
+    """Errors: UserError that says in what a run differs from the quiet one."""
     if different := tiny.differences(ours[0], theirs[0]):
-        raise UserError(f"{kind}: {run} ends elsewhere: {', '.join(different[:5])}")
-    if ours[1] != theirs[1] or ours[2] != theirs[2]:
-        raise UserError(f"{kind}: {run} has another log or other samples")
+        raise UserError(f"{run} ends elsewhere: {', '.join(different[:5])}")
     if ours[3] != theirs[3]:
-        raise UserError(f"{kind}: {run} has other files: {', '.join(sorted(ours[3] ^ theirs[3]))}")
+        raise UserError(f"{run} has other files: {', '.join(sorted(ours[3] ^ theirs[3]))}")
+    if ours[1] != theirs[1] or ours[2] != theirs[2]:
+        raise UserError(f"{run} has another log, other samples, or another cache")
 
 
 def main(argv=None):
@@ -158,7 +165,9 @@ def main(argv=None):
         for k, kind in enumerate(kinds):
             here = folder / kind
             here.mkdir()
-            first = ["--data", folder / "photos", *tiny.RUN, *KINDS[kind]]
+            first = [*tiny.RUN, *KINDS[kind]]
+            if kind != "painted":
+                first += ["--data", folder / "photos"]
             started = time.monotonic()
             process = begin(kind, [*first, "--out", here / "quiet"], here)
             out, error = process.communicate(timeout=o.patience)
@@ -166,10 +175,11 @@ def main(argv=None):
                 raise UserError(f"{kind}: the peaceful run ended with {process.returncode}: "
                                 f"{out}{error}")
             life = time.monotonic() - started
+            quiet = end_of(here / "quiet")
             kills = o.kills // len(kinds) + (k < o.kills % len(kinds))
             ended, fallen = storm(kind, first, life, kills, chance, here, o.patience)
-            for run in ended:
-                compare(kind, here / "quiet", run)
+            for number, end in enumerate(ended):
+                compare(f"{kind}, run {number}", end, quiet)
             places = ", ".join(f"{count} {where}" for where, count in fallen.most_common())
             print(f"{kind}: {sum(fallen.values())} kills survived ({places}), in {len(ended)} runs "
                   f"that ended equal to the bit; {life:.0f} s in peace", flush=True)

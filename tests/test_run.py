@@ -755,6 +755,37 @@ def test_a_run_that_is_killed_as_it_measures_measures_again(few_faces, tmp_path,
     assert [line["nimg"] for line in measured(tmp_path / "run")] == [80, 160, 200]
 
 
+@pytest.mark.parametrize("fatal", range(1, 5))
+def test_a_run_that_is_killed_between_two_files_writes_both(few_faces, tmp_path, monkeypatch, fatal):
+    """Lesson: at the end of a resolution two files are written, each whole or not at all. Both are
+    there in the end, whichever was the last one, and what was half written is cleared away."""
+    class Killed(BaseException):
+        pass
+
+    saved, right = [], checkpoints.save_checkpoint
+
+    def save(path, state):
+        saved.append(path.name)
+        if len(saved) == fatal:
+            path.with_name(f"{path.name}.1.tmp").write_bytes(b"half")
+            raise Killed
+        right(path, state)
+
+    words = [*tiny.RUN, "--resolution", "8", "--total-kimg", "0.3", "--checkpoint-kimg", "0.1",
+             "--stabilize-kimg", "0.1", "--fade-kimg", "0.1", "--out", "run"]
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        killing.setattr(checkpoints, "save_checkpoint", save)
+        train.main(words)
+    assert list((tmp_path / "run").glob("*.tmp"))              # control
+    again = ["--resume", "run/checkpoint.pt", "--device", "cpu"] if (
+        tmp_path / "run" / "checkpoint.pt").exists() else [*words[:-1], "again"]
+    assert train.main(again) == 0
+    folder = tmp_path / again[-1] if again[-1] == "again" else tmp_path / "run"
+    assert {path.name for path in folder.iterdir() if "checkpoint" in path.name} == {
+        "checkpoint-4.pt", "checkpoint-8.pt", "checkpoint.pt"}
+    assert checkpoints.load_checkpoint(folder / "checkpoint-4.pt")["progress"]["resolution"] == 4
+
+
 def test_what_was_held_out_stays_held_out(few_faces, tmp_path, capsys, monkeypatch):
     """Lesson: of every picture that training asks for, none is of the adversary or test part; and a
     run whose pictures have all been seen, or have changed, cannot hold any out."""

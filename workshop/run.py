@@ -325,6 +325,8 @@ class Run:
         name = pathlib.Path(o.data).resolve().stem if o.data else "faces"
         self.folder = o.interrupted or make_run_folder(o.out, name, o.resume)
         options.hold(self.folder)
+        for cut in self.folder.glob("checkpoint*.pt.*.tmp"):   # of a run that was killed
+            cut.unlink(missing_ok=True)
         (self.folder / "samples").mkdir(exist_ok=True)
         for log in ("log.jsonl", "metrics.jsonl"):
             forget_later_lines(self.folder / log, nimg)
@@ -463,7 +465,12 @@ class Run:
         self.tick_started, self.nimg_at_tick = self.now, self.nimg
 
     def _keep(self, finished):
-        """checkpoint.pt, and checkpoint-R.pt of a resolution that is finished."""
+        """checkpoint-R.pt of a resolution that is finished, and then checkpoint.pt.
+
+        In this order: a run that is killed between the two writes both again. It goes on from
+        checkpoint.pt, and once that is behind the end of R, nobody would write the other.
+        Proved: tests/test_run.py::test_a_run_that_is_killed_between_two_files_writes_both
+        """
         state = {
             "settings": self.o.settings, "options": self.o.typed,
             "generator": self.G.state_dict(), "generator_ema": self.G_ema.state_dict(),
@@ -476,10 +483,10 @@ class Run:
                          "sums": self.sums, "pictures": self.pictures.source.stamp,
                          "contents": self.pictures.contents, "split": self.pictures.split}}
         try:
-            checkpoints.save_checkpoint(self.folder / "checkpoint.pt", state)
             if finished:
                 checkpoints.save_checkpoint(
                     self.folder / f"checkpoint-{self.stage.resolution}.pt", state)
+            checkpoints.save_checkpoint(self.folder / "checkpoint.pt", state)
         except OSError as error:
             self._close()
             options.fail("train.py", f"cannot write a checkpoint ({error})", 1)
