@@ -462,10 +462,10 @@ def load_donor(path, settings, new, keep):
     if theirs["resolution"] < new:
         raise CheckpointError(f"{path}: a donor of {theirs['resolution']} px has no blocks for "
                               f"{new} px")
-    for key in ("channel_base", "channel_max", "style_dim"):
-        if theirs[key] != settings[key]:
-            raise CheckpointError(f"{path}: a donor with {key} {theirs[key]} does not fit onto "
-                                  f"a network with {settings[key]}")
+    for key in ("channel_base", "channel_max", "style_dim", "conv_clamp"):
+        if theirs.get(key) != settings.get(key):
+            raise CheckpointError(f"{path}: a donor with {key} {theirs.get(key)} does not fit onto "
+                                  f"a network with {settings.get(key)}")
     return {key: value for key, value in donor.items() if not key.startswith("optimizer")}
 
 
