@@ -529,7 +529,12 @@ def write_converted(program, path, out, result, before, after, lines, wrong=None
           f"{out.stat().st_size / 1e6:.1f} MB")
     if checkpoints.resumable(result):
         progress = result["progress"]
-        print(f"{options.go_on(out)}\n  goes on at {progress['nimg'] / 1000:g} kimg, "
+        data = result["options"].get("data")
+        if data and checkpoints.in_its_own_run(out, result):   # where train.py believes it
+            data = None
+        elif data and not checkpoints.in_its_own_run(path, result):
+            data = "photos/"
+        print(f"{options.go_on(out, data)}\n  goes on at {progress['nimg'] / 1000:g} kimg, "
               f"{progress['resolution']} px {progress['phase']}, and ends at "
               f"{result['options']['total_kimg']:g} kimg (--total-kimg)")
     else:

@@ -874,7 +874,7 @@ def main(argv=None):
     print(f"{out}: {out.stat().st_size / 1e6:.0f} MB\n"
           f"look at it:   python generate.py {shlex.quote(str(out))} samples --psi 0.7{cutoff}")
     if can_be_trained(imported):
-        print(f"train it on:  {options.go_on(out)} --data photos/\n"
+        print(f"train it on:  {options.go_on(out, 'photos/')}\n"
               f"              goes on at {progress['nimg'] / 1000:g} kimg, and ends at "
               f"{checkpoint['options']['total_kimg']:g}")
     else:

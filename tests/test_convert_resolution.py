@@ -4,6 +4,8 @@ import argparse
 import json
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 import types
@@ -357,8 +359,8 @@ def test_a_run_that_ended_in_a_fade_goes_on_with_it(small, tmp_path, convert, mo
     assert later == [train.Stage(500, 700, 32, True), train.Stage(700, math.inf, 32, False)]
     assert new["options"]["total_kimg"] == pytest.approx(0.8)
     monkeypatch.chdir(tmp_path)
-    assert train.main(["--resume", str(path), "--out", "on", "--device", "cpu",
-                       "--total-kimg", "0.35", "--tick-kimg", "0.004"]) == 0
+    assert train.main(["--resume", str(path), *tiny.pictures_of(path), "--out", "on", "--device",
+                       "cpu", "--total-kimg", "0.35", "--tick-kimg", "0.004"]) == 0
     line = json.loads((tmp_path / "on/log.jsonl").read_text().splitlines()[0])
     assert (line["resolution"], line["phase"]) == (16, "fade") and 0.4 <= line["alpha"] < 0.5
 
@@ -378,9 +380,11 @@ def test_a_finished_run_goes_on_at_another_resolution(small, tmp_path, monkeypat
     done = subprocess.run([sys.executable, str(ROOT / "convert_resolution.py"), str(small), "32",
                            "--out", "big.pt"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert "python train.py --resume big.pt" in done.stdout
+    # Pasted into a shell, the command finds the pictures: out of its run, a file is not believed.
+    command = shlex.split(re.search(r"^python train.py (.*)", done.stdout, re.M)[1])
+    assert command == ["--resume", "big.pt", *tiny.pictures_of(small)[:2]]
     assert "D, scores of 32 px at alpha 0: 0 (" in done.stdout
-    assert train.main(["--resume", "big.pt", "--out", "big", "--device", "cpu"]) == 0
+    assert train.main([*command, "--out", "big", "--device", "cpu"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "big/log.jsonl").read_text().splitlines()]
     begin = checkpoints.load_checkpoint(small)["progress"]["nimg"]
     assert lines[0]["nimg"] > begin and lines[0]["resolution"] == 32
@@ -390,7 +394,7 @@ def test_a_finished_run_goes_on_at_another_resolution(small, tmp_path, monkeypat
     assert after["settings"]["resolution"] == 32
 
     # Stopped within the fade-in: Adam has counted on from the old run for the old parameters.
-    assert train.main(["--resume", "big.pt", "--out", "stopped", "--device", "cpu",
+    assert train.main([*command, "--out", "stopped", "--device", "cpu",
                        "--total-kimg", "0.64"]) == 0
     steps = [{int(moments["step"]) for moments in
               checkpoints.load_checkpoint(path)["optimizer_g"]["state"].values()}
@@ -717,8 +721,8 @@ def test_a_stylegan2_that_was_converted_is_trained_on(small2, convert, tmp_path,
     monkeypatch.chdir(tmp_path)
     arguments = ["--donor", convert(small2, resolution, "--seed", 1)] if donor else []
     path = convert(small2, resolution, *arguments)
-    assert train.main(["--resume", str(path), "--out", "on", "--device", "cpu",
-                       "--total-kimg", "0.24"]) == 0
+    assert train.main(["--resume", str(path), *tiny.pictures_of(path), "--out", "on", "--device",
+                       "cpu", "--total-kimg", "0.24"]) == 0
     old, begin, end = map(checkpoints.load_checkpoint, (small2, path, "on/checkpoint.pt"))
     lines = tiny.log_of(tmp_path / "on")
     assert {(line["resolution"], line["phase"]) for line in lines} == {(resolution, "stabilize")}
@@ -741,6 +745,8 @@ def test_what_cannot_be_done_with_a_stylegan2_gets_one_sentence(small, small2, t
     half = checkpoints.load_checkpoint(convert(small2, 8))
     checkpoints.save_checkpoint(tmp_path / "ema.pt", {key: half[key] for key in (
         "settings", "generator_ema")})
+    half["settings"]["conv_clamp"] = 256.0                     # cuts its features off
+    checkpoints.save_checkpoint(tmp_path / "cut.pt", half)
     before = sorted(os.listdir(tmp_path))
     out = ["--out", tmp_path / "new.pt"]
     for arguments, message in [
@@ -750,9 +756,11 @@ def test_what_cannot_be_done_with_a_stylegan2_gets_one_sentence(small, small2, t
              "is a stylegan2 does not fit onto a stylegan"),
             ([small2, 8, "--donor", small2], "no D of 8 px"),
             ([small2, 8, "--donor", tmp_path / "ema.pt"], "no D of 8 px"),
+            ([small2, 8, "--donor", tmp_path / "cut.pt"],
+             "conv_clamp 256.0 does not fit onto a network with None"),
             ([small2, 8, "--donor", tmp_path / "0.pt", "--discriminator", "fresh"],
              "nothing to donate")]:
         assert message in sentence(capsys, *arguments, *out), arguments
-    assert sorted({*os.listdir(tmp_path)} - {"2.pt"}) == before
+    assert sorted({*os.listdir(tmp_path)} - {"3.pt"}) == before
     assert convert_resolution.main([str(small2), "8", "--donor", str(tmp_path / "0.pt"),
                                     *map(str, out)]) == 0                      # control

@@ -432,8 +432,8 @@ def test_resuming_in_the_middle_of_a_morph_ends_with_the_same_bits(run, tmp_path
     """Lesson: how far a block has come is a function of nimg, like everything else."""
     progress = checkpoints.load_checkpoint(run[1])["progress"]
     assert progress["phase"] == "morph" and 0 < progress["alpha"] < 1
-    assert train.main(["--resume", str(run[1]), "--out", str(tmp_path / "on"),
-                       "--device", "cpu"]) == 0
+    assert train.main(["--resume", str(run[1]), *tiny.pictures_of(run[1]), "--out",
+                       str(tmp_path / "on"), "--device", "cpu"]) == 0
     assert same(states(tmp_path / "on" / "checkpoint.pt"), states(run[0] / "checkpoint.pt"))
     assert not same(states(run[1]), states(run[0] / "checkpoint.pt"))      # control
 
@@ -449,8 +449,8 @@ def test_train_goes_on_with_what_morph_wrote(run, tmp_path, capsys):
     assert grown["progress"]["alpha"] == 0 and grown["settings"]["resolution"] == 16
     old = checkpoints.load_checkpoint(run[0] / "checkpoint-8.pt")
     assert same(old["optimizer_g"]["state"], grown["optimizer_g"]["state"])
-    assert train.main(["--resume", str(out), "--out", str(tmp_path / "on"), "--total-kimg", "0.6",
-                       "--device", "cpu"]) == 0
+    assert train.main(["--resume", str(out), *tiny.pictures_of(out), "--out",
+                       str(tmp_path / "on"), "--total-kimg", "0.6", "--device", "cpu"]) == 0
     assert same(states(tmp_path / "on" / "checkpoint.pt"), states(run[0] / "checkpoint.pt"))
 
 
@@ -466,8 +466,9 @@ def test_a_finished_network_is_doubled(run, tmp_path):
     names = [name for name, _ in G.named_parameters()]
     assert {resolution_of(names[k]) for k in large["optimizer_g"]["state"]} == {0, 4, 8, 16}
     assert torch.equal(large["generator_ema"]["w_avg"], small["generator_ema"]["w_avg"])
-    assert train.main(["--resume", str(out), "--out", str(tmp_path / "on"), "--batch", "4",
-                       "--total-kimg", "0.7", "--device", "cpu"]) == 0
+    assert train.main(["--resume", str(out), *tiny.pictures_of(out), "--out",
+                       str(tmp_path / "on"), "--batch", "4", "--total-kimg", "0.7", "--device",
+                       "cpu"]) == 0
     assert checkpoints.load_checkpoint(tmp_path / "on" / "checkpoint.pt")["progress"]["nimg"] == 700
 
 

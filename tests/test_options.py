@@ -88,16 +88,20 @@ def test_an_error_of_a_run_says_how_to_go_on(capsys):
 
 def test_a_cache_of_another_machine_is_not_made_again(tmp_path, monkeypatch):
     """Lesson: a checkpoint names the cache by its whole path. On a new machine that path would be
-    made, perhaps on the wrong disk; there the cache is the usual one again."""
+    made, perhaps on the wrong disk; there the cache is the usual one again. So it is if the file
+    does not lie in its own run: a stranger's words are no reason to write anywhere."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
+    (tmp_path / "run").mkdir()
     told, _ = options.complete_options({}, CPU)
-    for there, wanted in (("mine", "mine"), ("gone/cache", "cache")):
+    for place, there, wanted in (("run", "mine", "mine"), ("run", "gone/cache", "cache"),
+                                 (".", "mine", "cache")):
         kept = {"options": options.as_plain({**told, "cache": str(tmp_path / there)}),
                 "settings": {}, "progress": {"nimg": 0, "pictures": "x"}}
+        (tmp_path / "run" / "settings.json").write_text(json.dumps(kept))
         monkeypatch.setattr(options.checkpoints, "load_checkpoint", lambda path: kept)
         monkeypatch.setattr(options.checkpoints, "resumable", lambda checkpoint: True)
-        o, _ = options.read(["--resume", "x.pt", "--device", "cpu"])
+        o, _ = options.read(["--resume", f"{place}/x.pt", "--device", "cpu"])
         assert o.cache == str(tmp_path / wanted)
     o, _ = options.read(["--resume", "x.pt", "--device", "cpu", "--cache", "new"])     # control
     assert o.cache == str(tmp_path / "new")
@@ -334,30 +338,51 @@ def test_help_names_every_option_and_what_it_would_be():
                 assert flag in section, (situation, name)
 
 
-def test_a_program_that_only_a_checkpoint_names_is_not_run(tmp_path, monkeypatch):
-    """Lesson: a file of features is a TorchScript program. Sent along in a stranger's checkpoint it
-    would be run at the first measurement. Its own run folder, or the user, may name it."""
-    program, kept = str(tmp_path / "net.pt"), tmp_path / "sent" / "checkpoint.pt"
-    kept.parent.mkdir()
-    sent = {"evaluate_features": program}
-    with pytest.raises(UserError, match="a program .* type --evaluate-features"):
-        options.check_features(kept, sent, {})
-    (kept.parent / "settings.json").write_text('{"options": {"evaluate_features": "other.pt"}}')
-    with pytest.raises(UserError):
-        options.check_features(kept, sent, {})
-    (kept.parent / "settings.json").write_text("[]")
-    with pytest.raises(UserError):
-        options.check_features(kept, sent, {})
-    options.check_features(kept, sent, {"evaluate_features": program})     # typed
-    for name in ("inception", "efficientnet-lite0"):                       # packages
-        options.check_features(kept, {"evaluate_features": name}, {})
-    (kept.parent / "settings.json").write_text(json.dumps({"options": sent}))
-    options.check_features(kept, sent, {})                                 # its own run
-    # And `read` asks: what a stranger's checkpoint says comes to it.
-    kept.write_bytes(b"")
-    (kept.parent / "settings.json").unlink()
-    monkeypatch.setattr(options.checkpoints, "load_checkpoint", lambda path: {
-        "options": sent, "progress": {}})
+def test_paths_of_a_stranger_are_asked_for(tmp_path, monkeypatch):
+    """Lesson: a file that was sent to you can name any folder of your computer, and a program that
+    measures, which would be run. Where its own run's settings.json lies beside it and says the
+    same, they are followed; elsewhere the user names them."""
+    told, _ = options.complete_options({}, CPU)
+    photos, program = str(tmp_path / "photos"), str(tmp_path / "net.pt")
+    kept = {"options": options.as_plain(told), "settings": {},
+            "progress": {"nimg": 0, "pictures": "x"}}
+    monkeypatch.setattr(options.checkpoints, "load_checkpoint", lambda path: kept)
     monkeypatch.setattr(options.checkpoints, "resumable", lambda checkpoint: True)
-    with pytest.raises(UserError, match="a program"):
-        options.read(["--resume", str(kept), "--data", "photos", "--device", "cpu"])
+    sent, settings = tmp_path / "sent" / "x.pt", tmp_path / "sent" / "settings.json"
+    sent.parent.mkdir()
+
+    def read(*words):
+        return options.read(["--resume", str(sent), "--device", "cpu", *words])[0]
+
+    read()                                                     # control: no paths, nothing to ask
+    for key, value, what in (("data", photos, "the pictures"),
+                             ("evaluate_features", program, "the program")):
+        kept["options"] = {**options.as_plain(told), key: value}
+        option = f"--{key.replace('_', '-')}"
+        for text in (None, "[]", "null", "{", '{"options": 5}', '{"options": {}}',
+                     json.dumps({"options": {**kept["options"], key: "other"}}),
+                     json.dumps({"options": {**kept["options"], "cache": "other"}})):
+            if text is not None:
+                settings.write_text(text)
+            with pytest.raises(UserError, match=f"x.pt: names {what} .* name yours with {option}"):
+                read()
+            assert getattr(read(option, value), key) == value              # the user says so
+        settings.write_text(json.dumps({"options": kept["options"]}))
+        assert getattr(read(), key) == value                               # its own run
+        settings.unlink()
+    for name in ("inception", "efficientnet-lite0"):           # control: packages, not programs
+        kept["options"] = {**options.as_plain(told), "evaluate_features": name}
+        assert read().evaluate_features == name
+
+
+def test_what_is_wrong_with_a_resumed_run_is_said_with_the_name_of_its_file(monkeypatch):
+    """Lesson: "--batch 7 cannot be divided" helps nobody who has typed no --batch."""
+    told, _ = options.complete_options({}, CPU)
+    kept = {"options": {**options.as_plain(told), "batch": "7", "accumulate": "2"}, "settings": {},
+            "progress": {"nimg": 0, "pictures": "x"}}
+    monkeypatch.setattr(options.checkpoints, "load_checkpoint", lambda path: kept)
+    monkeypatch.setattr(options.checkpoints, "resumable", lambda checkpoint: True)
+    with pytest.raises(UserError, match="^--resume sent.pt: --batch 7 at"):
+        options.read(["--resume", "sent.pt", "--device", "cpu"])
+    with pytest.raises(UserError, match="^--batch 7 at"):      # control: a new run has no file
+        options.read(["--batch", "7", "--accumulate", "2", "--device", "cpu"])

@@ -460,7 +460,7 @@ def test_a_resumed_run_goes_on_with_its_mean_of_path_lengths(tmp_path, monkeypat
     checkpoints.save_checkpoint(tmp_path / "lost.pt", checkpoint)
     go_on = ["--total-kimg", "0.06", "--device", "cpu"]
     assert train.main(["--resume", str(kept), *go_on]) == 0
-    assert train.main(["--resume", str(tmp_path / "lost.pt"), *go_on, "--out",
+    assert train.main(["--resume", str(tmp_path / "lost.pt"), *asked[:2], *go_on, "--out",
                        str(tmp_path / "lost")]) == 0
     whole, cut, lost = (checkpoints.load_checkpoint(tmp_path / name / "checkpoint.pt")
                         for name in ("whole", "cut", "lost"))

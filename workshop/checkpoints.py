@@ -21,6 +21,7 @@ before it have made safe to ask:
   words     is all that it says about its run possible?
 """
 
+import json
 import math
 import os
 import pathlib
@@ -497,6 +498,21 @@ def where_it_stands(checkpoint):
 def resumable(checkpoint):
     """Does it hold a run that train.py can go on with, and not only networks to look at?"""
     return all(key in checkpoint for key in TO_RESUME)
+
+
+def in_its_own_run(path, checkpoint):
+    """Does the checkpoint lie in the folder of the run that wrote it? Its settings.json knows.
+
+    Paths in a checkpoint are a stranger's words: a copied file could name any folder of this
+    computer, or a program. They are followed only here.
+    Proved: tests/test_evaluate.py::test_paths_in_a_checkpoint_count_only_in_its_own_run
+    """
+    run = checkpoint.get("options", {})
+    try:
+        wrote = json.loads((path.parent / "settings.json").read_text(encoding="utf-8"))["options"]
+        return all(wrote.get(key) == run.get(key) for key in ("data", "cache", "evaluate_features"))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return False
 
 
 class Loaded(NamedTuple):

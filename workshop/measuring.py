@@ -25,6 +25,7 @@ import torch
 
 import stylegan_dataloader as data
 from workshop import UserError, machine, pictures
+from workshop.checkpoints import in_its_own_run
 from workshop.features import compute_features, reason_of
 
 # ---- 1. Around it ----------------------------------------------------------------------------
@@ -154,21 +155,6 @@ def find_reals(path, checkpoint, resolution, seed, wanted, typed, cache):
 def upsampled(typed, run):
     """Are pictures enlarged that are smaller than the network's? As typed, or as in the run."""
     return typed.allow_upsampling or bool(run.get("allow_upsampling"))
-
-
-def in_its_own_run(path, checkpoint):
-    """Does the checkpoint lie in the folder of the run that wrote it? Its settings.json knows.
-
-    Paths in a checkpoint are a stranger's words: a copied file could name any folder of this
-    computer. They are followed only here.
-    Proved: tests/test_evaluate.py::test_paths_in_a_checkpoint_count_only_in_its_own_run
-    """
-    run = checkpoint.get("options", {})
-    try:
-        wrote = json.loads((path.parent / "settings.json").read_text(encoding="utf-8"))["options"]
-        return all(wrote[key] == run[key] for key in ("data", "cache"))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def find_source(path, checkpoint, typed=None):

@@ -11,7 +11,6 @@ Needs:   torch. Importing this file reads no file, no argv, no clock.
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import pathlib
@@ -148,9 +147,10 @@ def nobody_reads():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def go_on(checkpoint):
+def go_on(checkpoint, data=None):
     """The command that goes on from a checkpoint, to be pasted."""
-    return shlex.join(["python", "train.py", "--resume", str(checkpoint)])
+    return shlex.join(["python", "train.py", "--resume", str(checkpoint),
+                       *(["--data", data] if data else [])])
 
 
 # ---- 2. A run's folder belongs to one process -------------------------------------------------
@@ -505,24 +505,20 @@ def command_line(options):
 # ---- 4. What train.py reads ------------------------------------------------------------------
 
 
-def check_features(resume, run, typed):
-    """Refuse a file of features that only a checkpoint names: a program, which would be run.
+def without_paths(resume, run, typed):
+    """The options of a checkpoint that lies in no run of its own: paths in them are asked for.
 
-    run:    the checkpoint's options. The run folder's settings.json may name it, too, or the user.
+    A program that measures would be run, a folder of pictures read, and a cache written to.
     Errors: UserError that says what to type.
-    Proved: tests/test_options.py::test_a_program_that_only_a_checkpoint_names_is_not_run
+    Proved: tests/test_options.py::test_paths_of_a_stranger_are_asked_for
     """
-    named = run.get("evaluate_features")
-    if "evaluate_features" in typed or named in (None, "inception", "efficientnet-lite0"):
-        return
-    try:
-        text = (resume.parent / "settings.json").read_text(encoding="utf-8")
-        if json.loads(text)["options"]["evaluate_features"] == named:
-            return
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f"{resume}: wants to measure with {named!r}, a program that nothing in its "
-                    f"folder names; type --evaluate-features with it if you trust it, or inception")
+    for key, what, own in (("data", "the pictures", (None,)),
+                           ("evaluate_features", "the program",
+                            (None, "inception", "efficientnet-lite0"))):
+        if run.get(key) not in own and key not in typed:
+            raise UserError(f"{resume}: names {what} {run[key]!r}, which is believed only in the "
+                            f"folder of its run; name yours with --{key.replace('_', '-')}")
+    return {key: value for key, value in run.items() if key != "cache"}
 
 
 def read(argv=None):
@@ -557,10 +553,15 @@ def read(argv=None):
             checkpoint["options"].get("data") or "pictures" in checkpoint["progress"]):
         raise UserError(f"{resume}: comes from another program and names no pictures; --data says "
                         f"what to go on with")
-    if checkpoint:
-        check_features(resume, checkpoint["options"], typed)
-    options, situation = complete_options(typed, device, checkpoint and checkpoint["options"],
-                                          team.processes)
+    run = checkpoint and checkpoint["options"]
+    if checkpoint and not checkpoints.in_its_own_run(resume, checkpoint):
+        run = without_paths(resume, run, typed)
+    try:
+        options, situation = complete_options(typed, device, run, team.processes)
+    except UserError as error:
+        if checkpoint:
+            raise UserError(f"--resume {resume}: {error}") from None
+        raise
     if checkpoint and "cache" not in typed and not os.path.isdir(options["cache"]):
         options["cache"] = ALWAYS["cache"]                     # that one was on another machine
     for key in ("data", "cache"):                              # to be found from any folder
