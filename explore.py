@@ -5,7 +5,7 @@
 
 Read before: generate.py, project.py.     Read next: import_checkpoint.py
 Paper:   that of each control stands beside it, on the page and in `SAYS`.
-Needs:   torch, torchvision, numpy, Pillow, tqdm; for the page gradio >= 6.17. A CPU is enough.
+Needs:   torch, torchvision, numpy, Pillow, tqdm; for the page gradio >= 6.20. A CPU is enough.
 Letters: N images in the batch; L style layers; S size of w; R pixels a side. Images lie in [-1, 1].
 
 A figure of generate.py shows what somebody has chosen. Here one turns a control and sees what it
@@ -469,6 +469,8 @@ def main(argv=None):
     for path in o.models:
         if not pathlib.Path(path).is_file():
             raise UserError(f"{path}: no such checkpoint")
+    # A heap for each of the server's threads would grow for hours.
+    machine.share_heaps()
     page.import_gradio()
     device = machine.pick_device(o.device)
     if device.type == "cuda":                  # as in generate.py: the same bits each time
