@@ -297,7 +297,7 @@ def main(argv=None):
 
     # ---- What is asked for, and what there is to do it with ----
     o, checkpoint = options.read(argv)                 # `python train.py --help` explains them all
-    team = machine.join(o.device)                      # one process, or all those of torchrun
+    team = machine.join(o.device, o.timeout_minutes)   # one process, or all those of torchrun
     pictures = data.Pictures(o, team, checkpoint)      # packed once, ready at every resolution
     stages = plan_stages(o.initial_resolution, o.resolution, o.growing_kimg, o.stabilize_kimg)
 

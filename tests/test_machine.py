@@ -363,7 +363,9 @@ def _gradients_of_a_process(process, folder, architecture):
     layer = torch.nn.Linear(2, 2)
     layer.weight.data.fill_(process)
     team.share_weights(layer)
-    said = [torch.tensor(team.agreed(process)), layer.weight.data]
+    team.processes, team.silence = 2, [7, 7]
+    said = [torch.tensor(team.agreed(process)), layer.weight.data, torch.tensor(
+        [team.same(("a", 1.5)), team.same(process), *team.silence])]
     torch.save(said, folder / f"said{process}.pt")
     team.leave(0)                                      # as a run does: gloo can abort at its end
 
@@ -383,10 +385,12 @@ def test_two_processes_have_the_gradients_of_one(architecture, buffers, tmp_path
     half = tiny.gradients_of_a_step(train.training_step, 0, 2, architecture=architecture)
     assert max(relative(a, b) for a, b in zip(half, whole)) > 0.01
     assert min(relative(a, b) for a, b in zip(half[-buffers:], whole[-buffers:])) > 0.001
-    # And both agree on the largest number, and have the weights of the first.
+    # And both agree on the largest number, have the weights of the first, and know what is the same
+    # in both; which is a sign of life of all.
     for process in range(2):
-        agreed, weight = torch.load(tmp_path / f"said{process}.pt", weights_only=True)
+        agreed, weight, same = torch.load(tmp_path / f"said{process}.pt", weights_only=True)
         assert agreed == 1 and torch.equal(weight, torch.zeros(2, 2))
+        assert same.tolist() == [1, 0, 0, 0]
 
 
 def test_an_interrupted_run_is_known_by_its_launch(tmp_path, monkeypatch):
@@ -410,6 +414,90 @@ def test_an_interrupted_run_is_known_by_its_launch(tmp_path, monkeypatch):
     assert machine.launch_id() == f"started by process {os.getppid()}"
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")                # on two machines: nobody knows
     assert machine.launch_id() is None and machine.interrupted_run(None) is None
+
+
+LISTEN = """
+import os, time, torch
+from workshop import machine
+
+class Line:
+    # From a process to the store.
+    cut = ""
+
+    def __getattr__(self, name):
+        if self.cut == "gone":
+            raise RuntimeError("connection closed")
+        while self.cut == "held up":
+            time.sleep(0.01)
+        return getattr(store, name)
+
+def give_up(why):
+    said.append(why)
+    raise SystemExit                                           # of this thread
+
+def heard(count):
+    for _ in range(1000):
+        if len(said) < count:
+            time.sleep(0.01)
+    time.sleep(0.3)
+    print(*sorted(said), sep="|", end="|")
+    said.clear()
+
+machine.give_up, machine.socket.gethostname, said = give_up, lambda: "host", []
+os.environ.update(MASTER_ADDR="first", WORLD_SIZE="4")
+store, lines, teams = torch.distributed.HashStore(), [Line() for _ in range(4)], []
+for rank, line in enumerate(lines):
+    os.environ["RANK"] = str(rank)
+    teams.append(machine.Team(torch.device("cpu")))
+    machine.listen(teams[-1], line, 0.02)
+time.sleep(3)
+print(len(said), end="|")
+teams[0].alone, lines[2].cut, lines[3].cut = True, "gone", "held up"
+heard(3)
+teams[0].alone = False
+heard(1)
+"""
+
+
+def test_a_silent_process_is_noticed_and_a_busy_one_is_not():
+    """Lesson: four processes listen to one another, the limit is 1.2 s. For 3 s none of them says a
+    word in a step; nobody minds, since each counts on. Then the store fails two of them. They end,
+    and so do the others; but process 0, at work that needs nobody, only when that is done. (To end
+    is a note here, and threads are the processes.)"""
+    said = " ".join(in_python(LISTEN)).split("|")
+    unheard = " has not answered for 0.02 minutes (--timeout-minutes)"
+    assert said == ["0", *["first" + unheard] * 2, *["host (process 2)" + unheard] * 2, ""]
+
+
+def test_who_packs_needs_nobody(monkeypatch):
+    """Lesson: what the first process of a machine has begun to pack is packed to the end, even if
+    another machine has gone; the others wait for it, and listen."""
+    def steps_of(local_rank):
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        team, steps = machine.Team(torch.device("cpu")), []
+        team.agreed = lambda value: steps.append(("waits", team.alone))
+        with team.first_here_first():
+            steps.append(("packs", team.alone))
+        return [*steps, team.alone]
+    assert steps_of(0) == [("packs", True), ("waits", False), False]
+    assert steps_of(1) == [("waits", False), ("packs", False), False]
+
+
+def test_the_command_to_go_on_starts_as_many_processes(monkeypatch):
+    """Lesson: with another number of them the run would go on, but with other noise. What stands
+    behind "to go on:" is what was typed on this machine."""
+    def typed(**variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return machine.launcher()
+    assert typed() == ["python"]
+    assert typed(TORCHELASTIC_RUN_ID="none", GROUP_WORLD_SIZE="1", LOCAL_WORLD_SIZE="1",
+                 GROUP_RANK="0", MASTER_ADDR="10.0.0.1", MASTER_PORT="29500") == ["python"]
+    assert typed(LOCAL_WORLD_SIZE="8") == ["torchrun", "--standalone", "--nproc_per_node=8"]
+    words = ["torchrun", "--nnodes=2", "--node_rank=1", "--nproc_per_node=8",
+             "--master_addr=10.0.0.1", "--master_port=29500"]
+    assert typed(GROUP_WORLD_SIZE="2", GROUP_RANK="1") == words
+    assert typed(GLOO_SOCKET_IFNAME="eth0") == ["GLOO_SOCKET_IFNAME=eth0", *words]
 
 
 # ---- 4. random numbers ----

@@ -142,6 +142,7 @@ def test_a_bug_shows_its_traceback(error):
     (["--architecture", "stylegan2", "--initial-resolution", "8"], "stylegan2 does not grow"),
     (["--path-weight", "2"], "--path-weight is for --architecture stylegan2"),
     (["--path-interval", "0"], "0 must be a number, 1 or more"),
+    (["--timeout-minutes", "0"], "0 must be from 0.05 to 1e+06"),
     (["--speed", "9"], "unrecognized arguments"),
     (["--data", "no/such/place"], "no/such/place: no such folder or .zip"),
     (["--resume", "no/such.pt"], "no/such.pt: no such file"),

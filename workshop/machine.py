@@ -25,6 +25,7 @@ import socket
 import sys
 import threading
 import time
+import zlib
 
 import numpy as np
 import torch
@@ -237,6 +238,9 @@ def as_written():
 # torchrun starts this program several times. All do the same, each with its part of every batch;
 # only the first one, the chief, writes and talks.
 
+# While train.py trains: a function that says how to go on, for the sentence of an error.
+how_to_go_on = []
+
 
 class Team:
     """The processes of one torchrun command, or one process alone.
@@ -250,6 +254,8 @@ class Team:
         self.rank = int(os.environ.get("RANK", 0))
         self.processes = int(os.environ.get("WORLD_SIZE", 1))
         self.chief = self.rank == 0
+        self.alone = False                             # at work for which no other is needed
+        self.silence = [0] * self.processes            # of each, in twentieths of the limit
 
     def say(self, *words, **options):
         if self.chief:
@@ -258,11 +264,12 @@ class Team:
     @contextlib.contextmanager
     def first_here_first(self):
         """The first process of each machine goes through the block before the others do."""
-        first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
-        if not first_here:
+        if not first_here():
             self.agreed(0)                             # waits for all
+        self.alone = first_here()                      # packs to the end, whoever has gone
         yield
-        if first_here:
+        self.alone = False
+        if first_here():
             self.agreed(0)
 
     def agreed(self, value):
@@ -271,7 +278,13 @@ class Team:
             return value
         tensor = torch.tensor(float(value), dtype=torch.float64)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)             # on the CPU: no GPU waits for it
+        self.silence = [0] * self.processes                    # a sign of life of all (`listen`)
         return tensor.item()
+
+    def same(self, value):
+        """Do all processes have this value? It is anything with an exact repr."""
+        number = zlib.crc32(repr(value).encode())
+        return self.agreed(number) == -self.agreed(-number)
 
     def mean(self, tensor):
         """The mean over the processes, in place."""
@@ -329,22 +342,124 @@ def _in_one_message(tensors, send):
     torch._foreach_copy_(tensors, [p.view(t.shape) for p, t in zip(parts, tensors)])
 
 
-def join(device):
+def join(device, minutes):
     """Meet the other processes of torchrun, if there are any. Returns the `Team`.
 
-    The time limit is for the first process of each machine, which may be packing pictures while
-    the others wait. Should one die, torchrun ends the others, whatever they wait for.
+    minutes: --timeout-minutes. For the group itself the limit is days: it would hold for every
+    step, and in one of them the others wait for a process that packs pictures, or measures. Whether
+    that one works or is dead is what `listen` finds out.
     """
     team = Team(device)
     if team.processes > 1:
         limit = datetime.timedelta(days=7)
-        store, rank, processes = next(dist.rendezvous("env://", timeout=limit))
-        # Each attempt has names of its own in the store, and reads nothing that dead ones left.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                                store=dist.PrefixStore(f"attempt {attempt}", store),
-                                rank=rank, world_size=processes, timeout=limit)
+        try:
+            store, rank, processes = next(dist.rendezvous(
+                "env://", timeout=datetime.timedelta(minutes=minutes)))
+            store.set_timeout(limit)
+            # Each attempt has names of its own in the store, and reads nothing that dead ones left.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            listen(team, dist.PrefixStore(f"attempt {attempt}", store.clone()), minutes)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                                    store=dist.PrefixStore(f"attempt {attempt}", store),
+                                    rank=rank, world_size=processes, timeout=limit)
+        except RuntimeError as error:
+            raise UserError(
+                f"the processes do not reach one another ({str(error).splitlines()[0]}); on several"
+                f" machines say through which network, for instance GLOO_SOCKET_IFNAME=eth0 and "
+                f"NCCL_SOCKET_IFNAME=eth0 in front of torchrun") from None
     return team
+
+
+def listen(team, store, minutes):
+    """Give up once another process has given no sign of life for so many minutes.
+
+    Why:    a machine that loses its power, or its cable, says no goodbye, and a step would wait for
+            its gradients for ever.
+    How:    a thread counts for its process, in the store that torchrun keeps on the first machine,
+            20 times within the limit, and reads how far the others have counted. It counts while
+            the process packs, measures, compiles or waits; no step sends anything for it. A second
+            thread counts the looks without news, since a store that is out of reach holds the
+            first one up; looks and not seconds, since a computer may have slept. A step that all
+            have made is news, too, should the store alone have gone. The end may come at any
+            moment, as kill -9 may: files are whole.
+    Proved: tests/test_machine.py::test_a_silent_process_is_noticed_and_a_busy_one_is_not,
+            tests/test_two_machines.py
+    """
+    pause, processes = 60 * minutes / 20, range(team.processes)
+    counts, hosts = [0] * team.processes, ["another machine"] * team.processes
+
+    def count():
+        with contextlib.suppress(RuntimeError):        # the store has gone: that is silence, too
+            store.set(f"host {team.rank}", socket.gethostname())
+            while True:
+                store.add(f"count {team.rank}", 1)
+                for other in processes:
+                    found = store.add(f"count {other}", 0)
+                    if found > counts[other]:
+                        if not counts[other]:
+                            hosts[other] = store.get(f"host {other}").decode()
+                        counts[other], team.silence[other] = found, 0
+                time.sleep(pause)
+
+    def watch():
+        while True:
+            time.sleep(pause)
+            team.silence = [silence + 1 for silence in team.silence]
+            silent = [other for other in processes if team.silence[other] > 20]
+            if silent and not team.alone:
+                # Who does not even hear himself is cut off from the store.
+                who = os.environ["MASTER_ADDR"] if team.silence[team.rank] > 10 else (
+                    f"{hosts[silent[0]]} (process {silent[0]})")
+                give_up(f"{who} has not answered for {minutes:g} minutes (--timeout-minutes)")
+
+    for work in (count, watch):
+        threading.Thread(target=work, daemon=True).start()
+
+
+def give_up(why):
+    """End this process of several at once, in the middle of whatever it waits for, with a sentence.
+
+    The first process of each machine says it. The chief knows how to go on.
+    """
+    # Whoever reads stderr, or the run's folder, may have gone with the other machine.
+    emergency = threading.Timer(10, os._exit, [1])
+    emergency.daemon = True
+    emergency.start()
+    if first_here():
+        print(f"train.py: {why}; what is kept is whole", end="", file=sys.stderr, flush=True)
+        go_on = "; the checkpoint to --resume lies on the first machine"
+        if os.environ.get("RANK", "0") == "0":
+            go_on = "".join(say() for say in how_to_go_on) or "; start again"
+        print(go_on, file=sys.stderr, flush=True)
+    end_children()
+    os._exit(1)
+
+
+def another_has_gone(error):
+    """Does this RuntimeError say that the connection to another process was lost?"""
+    return dist.is_initialized() and (
+        isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
+def first_here():
+    """Is this the first process of its machine?"""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def launcher():
+    """What to type in front of train.py to start as many processes again, as a list of words."""
+    machines, here = (int(os.environ.get(name, 1)) for name in (
+        "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if "TORCHELASTIC_RUN_ID" not in os.environ or machines * here == 1:
+        return ["python"]
+    if machines == 1:
+        return ["torchrun", "--standalone", f"--nproc_per_node={here}"]
+    networks = [f"{name}={os.environ[name]}" for name in
+                ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name in os.environ]
+    return [*networks, "torchrun", f"--nnodes={machines}",
+            f"--node_rank={os.environ['GROUP_RANK']}", f"--nproc_per_node={here}",
+            f"--master_addr={os.environ['MASTER_ADDR']}",
+            f"--master_port={os.environ['MASTER_PORT']}"]
 
 
 def device_of_this_process(name):

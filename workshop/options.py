@@ -20,6 +20,7 @@ import sys
 
 import stylegan_models as models
 from workshop import UserError, checkpoints, machine
+from workshop.machine import how_to_go_on
 
 # ---- 1. For every script ---------------------------------------------------------------------
 
@@ -93,10 +94,6 @@ def show(value):
     return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
-# While train.py trains: a function that says how to go on, for the sentence of an error.
-how_to_go_on = []
-
-
 def start(main, program, interrupted="stopped", argv=None):
     """Run a script's `main(argv)` and end the process with its exit code.
 
@@ -121,6 +118,8 @@ def start(main, program, interrupted="stopped", argv=None):
     except (UserError, OSError) as error:
         fail(program, error)
     except (RuntimeError, MemoryError) as error:
+        if machine.another_has_gone(error):
+            machine.give_up("another process of this run has ended, or its machine has gone")
         if not machine.out_of_memory(error):
             raise
         fail(program, "not enough memory on this device; try a smaller --batch or --resolution")
@@ -149,7 +148,7 @@ def nobody_reads():
 
 def go_on(checkpoint, data=None):
     """The command that goes on from a checkpoint, to be pasted."""
-    return shlex.join(["python", "train.py", "--resume", str(checkpoint),
+    return shlex.join([*machine.launcher(), "train.py", "--resume", str(checkpoint),
                        *(["--data", data] if data else [])])
 
 
@@ -190,7 +189,7 @@ ALWAYS = dict(
     path_weight=0.0, path_interval=4, styles_to_mix=2, mixing_probability=0.9, seed=0,
     no_flip=False, allow_upsampling=False, max_bad=1.0, cache="cache", data=None, accumulate="1",
     precision="fp32", compile=False, evaluate_kimg=None, evaluate_metrics="duality_gap",
-    evaluate_features="inception", evaluate_images=2048)
+    evaluate_features="inception", evaluate_images=2048, timeout_minutes=10.0)
 
 # ... and those that depend on what there is. Every value can be overridden on the command line.
 PRESETS = {
@@ -380,6 +379,10 @@ def parse_args(argv=None):
     group.add_argument("--checkpoint-kimg", type=amounts, metavar="KIMG",
                        help="between checkpoints")
     group.add_argument("--seed", type=number_from(0), metavar="N", help="(default 0)")
+    group.add_argument("--timeout-minutes", type=number_from(0.05, float, 1e6), metavar="N",
+                       help="under torchrun: end when another process, or its machine, has given "
+                       "no sign of life for so long; one that packs or measures for days gives "
+                       "signs (default 10: a network may fail for a few minutes)")
     group.add_argument("--device", metavar="NAME",
                        help="cpu, cuda, cuda:1, mps (default: the best there is)")
     return vars(parser.parse_args(argv))

@@ -229,6 +229,7 @@ class Run:
         """
         o, team, pictures = self.o, self.team, self.pictures
         nimg, step, before = self._resume(checkpoint) if checkpoint else (0, 0, None)
+        self._begin_alike(nimg, step)
         if o.evaluate_kimg and team.chief:
             import evaluate                                    # which is slow to import
             self.measure = evaluate.prepare(o, pictures, team.processes, self.G_ema, self.G, self.D)
@@ -272,6 +273,24 @@ class Run:
         if progress["resolution"] is not None:
             before = progress["resolution"], progress["phase"] != "stabilize"
         return progress["nimg"], progress["step"], before
+
+    def _begin_alike(self, nimg, step):
+        """Machines with disks of their own may hold other pictures, or an older checkpoint.
+
+        Proved: tests/test_two_machines.py::test_machines_given_different_things_do_not_begin
+        """
+        contents, weight = self.pictures.contents, next(self.G_ema.parameters())
+        for value, what in (
+                ({name: value for name, value in self.o.typed.items()
+                  if name not in ("data", "cache", "workers", "evaluate_features")},
+                 "options; type the same on each"),
+                (None if contents is None else contents.tolist(),
+                 f"pictures in --data {self.o.data}"),
+                (nimg and (nimg, step, weight.flatten()[:100].tolist()),
+                 f"checkpoint in --resume {self.o.resume}; copy that of the first one")):
+            if not self.team.same(value):
+                raise UserError(f"the machines do not have the same {what}")
+        self.team.share_weights(self.G, self.D, self.G_ema)    # which they may round otherwise
 
     def _rehearse(self, nimg, training_step):
         """How long will it take, and does it fit? Steps on copies, at each resolution to come.
@@ -367,6 +386,7 @@ class Run:
             return
         if tick or keep:
             team.mean(self.sums)                               # each saw its part of the images
+        team.alone = last or self.stopped                      # nothing is left to agree on
         if team.chief:
             self._move_bar()
             if tick or show:
