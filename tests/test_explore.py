@@ -3,9 +3,12 @@
 What holds for the networks of both papers is tested with both (`both`).
 """
 
+import asyncio
+import importlib
 import os
 import pathlib
 import shlex
+import socket
 import sys
 import threading
 import time
@@ -441,6 +444,37 @@ def test_gradio_is_told_to_ask_nobody(monkeypatch):
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert os.environ["NO_PROXY"] == "example.org,localhost,127.0.0.1"
     assert os.environ["GRADIO_TEMP_DIR"].startswith(str(page.folder()))
+
+
+@needs_gradio
+def test_the_server_fetches_nothing_for_a_visitor(monkeypatch, tmp_path):
+    """Lesson: a server that fetches whatever address it is told lends its name and its place in the
+    network to strangers. gradio does, for public addresses, and asks a name server on the way."""
+    page.import_gradio.cache_clear()
+    page.import_gradio()
+    import safehttpx
+    from gradio import processing_utils, route_utils
+    asked = []
+
+    async def ask(loop, host, *_, **__):
+        asked.append(host)
+        raise socket.gaierror("no network")
+
+    def tried(fetch, *words):
+        with pytest.raises(Exception):
+            asyncio.run(fetch(*words))
+        return asked
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", ask)
+    visitor = types.SimpleNamespace(headers={})
+    for url in ("http://example.com/x.png", "https://huggingface.co/x.png", "http://10.0.0.1/x"):
+        assert tried(processing_utils.async_ssrf_protected_download, url, str(tmp_path)) == []
+        assert tried(route_utils.secure_url_stream_response, url, visitor) == []
+    importlib.reload(safehttpx)                                # control: as gradio has it
+    assert tried(route_utils.secure_url_stream_response, "http://example.com", visitor) == [
+        "example.com"]
+    page.import_gradio.cache_clear()
+    page.import_gradio()
 
 
 @needs_gradio

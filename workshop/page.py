@@ -55,9 +55,12 @@ def import_gradio():
     """The package, told beforehand to ask nobody but us.   Errors: UserError if it is missing.
 
     Why:    gradio counts its uses and looks for a newer version over the network unless it is told
-            not to. It asks its own server whether it is there; a proxy would answer for it. And it
+            not to. It asks its own server whether it is there; a proxy would answer for it. It
             keeps pictures in a folder that all its programs share, so ours get one of their own.
-    Proved: tests/test_explore.py::test_gradio_is_told_to_ask_nobody
+            And it fetches what a visitor names, a picture at any public address: nobody asked for
+            that here.
+    Proved: tests/test_explore.py::test_gradio_is_told_to_ask_nobody,
+            ::test_the_server_fetches_nothing_for_a_visitor
     """
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1",
                       GRADIO_TEMP_DIR=str(folder() / "gradio"))
@@ -65,11 +68,18 @@ def import_gradio():
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost,127.0.0.1"]))
     try:
         import gradio
+        import safehttpx                                       # gradio's way to other machines
+        from gradio import processing_utils
     except ImportError:
         raise UserError("needs gradio: pip install -r requirements-extra.txt") from None
     if tuple(map(int, gradio.__version__.split(".")[:2])) < (6, 20):
         raise UserError(f"needs gradio 6.20, the first without a known hole (CVE-2026-59806), and "
                         f"this is {gradio.__version__}: pip install -r requirements-extra.txt")
+
+    async def refuse(*_, **__):
+        raise ValueError("this page fetches nothing from other machines")
+
+    safehttpx.async_validate_url = processing_utils.async_ssrf_protected_get = refuse
     return gradio
 
 
