@@ -64,7 +64,7 @@ import torch.nn.functional as F
 
 import stylegan_models as models
 from stylegan_layers import downsample_fir, upsample_fir
-from workshop import UserError, checkpoints, options
+from workshop import UserError, check_writable, checkpoints, options
 from workshop.checkpoints import CheckpointError
 
 # [MACHINE] Memory: about twice the new file (measured with /usr/bin/time, 256 to 1024 px at the
@@ -477,6 +477,7 @@ def check_out(out, inputs):
         raise UserError(f"--out {out}: exists already; name another file, or delete it first")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
+    check_writable(out)
 
 
 def bytes_of(value):
@@ -521,8 +522,8 @@ def write_converted(program, path, out, result, before, after, lines, wrong=None
     # The 2^20 are for names, numbers and what else torch.save writes beside the tensors.
     needed, free = bytes_of(result) + 2 ** 20, shutil.disk_usage(out.parent).free
     if free < needed:
-        raise UserError(f"--out {out}: needs {needed / 1e6:.0f} MB, and the disk has "
-                        f"{free / 1e6:.0f} MB left")
+        raise UserError(f"--out {out}: needs {needed / 1e6:.3g} MB, and the disk has "
+                        f"{free / 1e6:.3g} MB left")
     checkpoints.save_checkpoint(out, result)
     print("\n".join(lines))
     print(f"{path}: {before} px, {path.stat().st_size / 1e6:.1f} MB -> {out}: {after} px, "

@@ -37,7 +37,8 @@ import numpy as np
 import torch
 
 import stylegan_models as models
-from workshop import UserError, checkpoints, foreign_names, machine, options
+from workshop import (
+    UserError, check_writable, checkpoints, foreign_names, machine, options)
 from workshop.checkpoints import CheckpointError
 from workshop.pickles import Named, Unreadable, all_notes, array_of, read_anything
 from workshop.run import LOGGED, new_samples
@@ -801,6 +802,7 @@ def check_out(out):
         raise UserError(f"{out}: exists already; name another file to write to")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder")
+    check_writable(out, "MODEL")
 
 
 def parse_args(argv=None):
@@ -849,7 +851,7 @@ def main(argv=None):
                            for tensor in state.values())
     free = shutil.disk_usage(out.parent).free
     if free < needed:
-        raise UserError(f"{out}: needs {needed / 1e6:.0f} MB, and the disk has {free / 1e6:.0f} "
+        raise UserError(f"{out}: needs {needed / 1e6:.3g} MB, and the disk has {free / 1e6:.3g} "
                         f"MB left")
     checkpoint = as_checkpoint(imported)
     checkpoints.save_checkpoint(out, checkpoint)

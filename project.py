@@ -282,10 +282,12 @@ def main(argv=None):
     # ---- 3. Write the picture, target and projection at full size, and w ----
     tiles = [figures.to_tile(x.cpu()[0], side) for x in (target, image)]
     which = "a w for each layer" if o.per_layer else "one w"
-    figures.save_picture(out, figures.draw_figure(
+    figure = figures.draw_figure(
         f"Projection of {o.photo.name}, {which}, {o.steps} steps: loss {losses[0]:.3g} -> "
-        f"{min(losses):.3g}", [figures.Row(tiles, "", ["target", "projection"])]))
-    save_w(out.with_suffix(".npz"), w, losses, layers)
+        f"{min(losses):.3g}", [figures.Row(tiles, "", ["target", "projection"])])
+    with figures.written(out) as temporary:    # both or neither: a picture belongs to its w
+        figures.encode_picture(temporary, figure)
+        save_w(out.with_suffix(".npz"), w, losses, layers)
     print(f"{out}, {out.with_suffix('.npz')}: loss {losses[0]:.3g} -> {min(losses):.3g}")
     return 0
 

@@ -490,7 +490,7 @@ def test_nothing_is_ever_overwritten(small, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(convert_resolution.shutil, "disk_usage",
                         lambda folder: types.SimpleNamespace(free=1000))
-    assert "the disk has 0 MB left" in sentence(capsys, path, 32)
+    assert "the disk has 0.001 MB left" in sentence(capsys, path, 32)
     monkeypatch.undo()
     monkeypatch.setattr(torch, "save", lambda state, file: file.write(b"x" * 10) / 0)
     with pytest.raises(ZeroDivisionError):             # whatever goes wrong, half a file is no file

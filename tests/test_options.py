@@ -43,7 +43,7 @@ def test_numbers_have_limits():
 
 @pytest.mark.parametrize("error, code, line", [
     (UserError("no such file"), 2, "program.py: no such file"),
-    (OSError(28, "No space left on device"), 2, "program.py: [Errno 28] No space left on device"),
+    (OSError(28, "No space left on device", "x.png"), 2, "program.py: x.png: No space left"),
     (RuntimeError("CUDA out of memory. Tried"), 2, "program.py: not enough memory on this device"),
     (MemoryError(), 2, "program.py: not enough memory on this device"),
     (KeyboardInterrupt(), 130, "program.py: stopped"),

@@ -756,7 +756,8 @@ def test_a_run_that_is_killed_as_it_measures_measures_again(few_faces, tmp_path,
 
 
 @pytest.mark.parametrize("fatal", range(1, 5))
-def test_a_run_that_is_killed_between_two_files_writes_both(few_faces, tmp_path, monkeypatch, fatal):
+def test_a_run_that_is_killed_between_two_files_writes_both(few_faces, tmp_path, monkeypatch,
+                                                            fatal):
     """Lesson: at the end of a resolution two files are written, each whole or not at all. Both are
     there in the end, whichever was the last one, and what was half written is cleared away."""
     class Killed(BaseException):

@@ -5,9 +5,49 @@ sentence says enough to read on. Of the scripts only the networks and the loader
 and evaluate.py, by the one function in run.py that needs it.
 """
 
+import contextlib
+import os
+
 
 class UserError(ValueError):
     """What was asked for cannot be done. The message is one sentence: what is wrong, what to type.
 
     `options.start` prints it and ends the program with exit code 2, without a traceback.
     """
+
+
+@contextlib.contextmanager
+def naming(path, temporary=None):
+    """An error of the system within the block names the file `path`.
+
+    Why:    a full disk says that it is full, and not which file it had no room for; and the name of
+            a temporary file helps nobody. An error that names another file stays as it is.
+    Proved: tests/test_places.py::test_an_error_names_the_file_that_was_meant
+    """
+    try:
+        yield
+    except BrokenPipeError:                                    # not the file: whoever reads stdout
+        raise
+    except OSError as error:
+        if error.filename is not None and str(error.filename) != str(temporary):
+            raise
+        if error.strerror is None:                             # Pillow's and torch's own
+            raise OSError(f"{path}: {error}") from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def check_writable(path, option="--out"):
+    """Refuse a path where nothing can be written, before hours go into what would be.
+
+    Of its folders some may be missing; they would be made. (A network's disk may still say no.)
+    Errors: UserError.
+    Proved: tests/test_places.py::test_a_place_that_cannot_be_written_is_known_beforehand
+    """
+    folder = path.parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{option} {path}: {folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {path}: nothing can be written in {folder.resolve()}, which is "
+                        f"read-only or belongs to somebody else")

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 
 import stylegan_models as models
-from workshop import machine
+from workshop import machine, naming
 from workshop.pickles import (
     BoundedFile, CheckpointError, Unreadable, all_notes, as_notes, numbers_of, read_pickle,
     record_of, records_of, shown, visible)
@@ -56,19 +56,20 @@ def save_checkpoint(path, checkpoint):
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            try:
-                architecture = checkpoint["settings"].get("architecture", "stylegan")
-                torch.save({"format": FORMAT, "architecture": architecture, **checkpoint}, file)
-            except RuntimeError as error:                      # what torch makes of a full disk
-                reason = str(error).splitlines()[0]
-                raise OSError(f"{path}: cannot be written; full disk? ({reason})") from error
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path, temporary):
+        try:
+            with open(temporary, "wb") as file:
+                try:
+                    architecture = checkpoint["settings"].get("architecture", "stylegan")
+                    torch.save({"format": FORMAT, "architecture": architecture, **checkpoint}, file)
+                except RuntimeError as error:                  # what torch makes of a full disk
+                    reason = str(error).splitlines()[0]
+                    raise OSError(f"cannot be written; full disk? ({reason})") from error
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 # ---- 2. Loading ------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Needs:   matplotlib, for drawing only: pip install -r requirements-extra.txt. Im
 """
 
 import contextlib
+import io
 import json
 import math
 import re
@@ -39,7 +40,8 @@ def append_line(path, record):
             file.write((json.dumps(record) + "\n").encode())
         return True
     except OSError as error:
-        print(f"note: {path} cannot be written ({error.strerror})", file=sys.stderr)
+        with contextlib.suppress(OSError):                     # stderr may be on the same disk
+            print(f"note: {path} cannot be written ({error.strerror})", file=sys.stderr)
         return False
 
 
@@ -190,9 +192,12 @@ def plot_run(run, path):
 def save(figure, path):
     """The figure, whole and with our mark, or nothing."""
     from workshop.figures import MARK, written
-    key = "Software" if path.suffix.lower() == ".png" else "Creator"
+    suffix, whole = path.suffix.lower(), io.BytesIO()
+    # Into memory first: where a disk is full, matplotlib's PDF ends with an error of its own.
+    figure.savefig(whole, format=suffix[1:], dpi=110,
+                   metadata={"Software" if suffix == ".png" else "Creator": MARK})
     with written(path) as temporary:
-        figure.savefig(temporary, dpi=110, metadata={key: MARK})
+        temporary.write_bytes(whole.getvalue())
 
 
 def draw_run(log, metrics, title):

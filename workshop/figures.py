@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from stylegan_dataloader import to_pixels
-from workshop import UserError
+from workshop import UserError, check_writable, naming
 
 # ---- 1. Tiles --------------------------------------------------------------------------------
 #
@@ -225,6 +225,7 @@ def check_free(path, option="--out"):
     if os.path.lexists(path) and not (path.is_file() and is_ours(path)):
         raise UserError(f"{option} {path}: exists, and this program did not write it, so it is not "
                         f"written over; choose another name with {option}")
+    check_writable(path, option)
 
 
 @contextlib.contextmanager
@@ -237,18 +238,24 @@ def written(path):
     Proved: tests/test_figures.py::test_a_file_is_whole_or_as_it_was
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    open(temporary, "xb").close()
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        open(temporary, "xb").close()
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def save_picture(path, image):
     """A Pillow image as .png, .jpg or .webp, with our mark."""
+    with written(path) as temporary:
+        encode_picture(temporary, image)
+
+
+def encode_picture(path, image):
     more = {}
     if path.suffix.lower() == ".png":
         more["pnginfo"] = PngImagePlugin.PngInfo()
@@ -256,8 +263,7 @@ def save_picture(path, image):
     else:
         more["exif"] = Image.Exif()
         more["exif"][0x0131] = MARK                            # the tag "Software"
-    with written(path) as temporary:
-        image.save(temporary, quality=95, **more)              # a PNG has no use for a quality
+    image.save(path, quality=95, **more)                       # a PNG has no use for a quality
 
 
 def save_arrays(path, **arrays):

@@ -11,6 +11,7 @@ Needs:   torch. Importing this file reads no file, no argv, no clock.
 
 import argparse
 import contextlib
+import errno
 import math
 import os
 import pathlib
@@ -19,7 +20,7 @@ import shlex
 import sys
 
 import stylegan_models as models
-from workshop import UserError, checkpoints, machine
+from workshop import UserError, check_writable, checkpoints, machine
 from workshop.machine import how_to_go_on
 
 # ---- 1. For every script ---------------------------------------------------------------------
@@ -100,6 +101,7 @@ def start(main, program, interrupted="stopped", argv=None):
     A UserError, or a file that cannot be read or written, becomes one sentence and code 2; Ctrl-C
     the sentence `interrupted` and code 130; a reader that has gone (`| head`) code 141 and no word.
     Anything else is a bug, and shows its traceback. Processes that were started end in any case.
+    Proved: tests/test_options.py, and tests/test_places.py with all programs
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -109,14 +111,17 @@ def start(main, program, interrupted="stopped", argv=None):
             stream.reconfigure(errors="backslashreplace")
     how_to_go_on.clear()
     try:
+        check_surroundings(sys.argv[1:] if argv is None else argv)
         code = main(argv)
         sys.stdout.flush()
         raise SystemExit(code)
     except BrokenPipeError:
-        nobody_reads()
+        leave_lost_streams()
         raise SystemExit(141) from None
-    except (UserError, OSError) as error:
+    except UserError as error:
         fail(program, error)
+    except OSError as error:
+        fail(program, sentence_of(error))
     except (RuntimeError, MemoryError) as error:
         if machine.another_has_gone(error):
             machine.give_up("another process of this run has ended, or its machine has gone")
@@ -129,21 +134,59 @@ def start(main, program, interrupted="stopped", argv=None):
         machine.end_children()
 
 
+def check_surroundings(words):
+    """Refuse what would fail later, or would be written to another place.   Errors: UserError.
+
+    Where Python reads names of files as ASCII or Latin-1, TensorBoard and others still write them
+    as UTF-8; and a printed command would name no file.
+    """
+    try:
+        here = os.getcwd()
+    except OSError:
+        raise UserError("the folder in which this was started has been deleted; cd to another "
+                        "one") from None
+    if sys.getfilesystemencoding() != "utf-8" and not all(map(str.isascii, (here, *words))):
+        raise UserError(f"here Python reads names of files as {sys.getfilesystemencoding()}, and "
+                        f"some of these are not ASCII; start it with PYTHONUTF8=1")
+
+
 def fail(program, message, code=2):
     """End the program with one sentence on stderr: 2 for what the user can mend, else 1."""
     with contextlib.suppress(OSError):                         # nor does anybody read that
         print(f"{program}: {message}" + "".join(say() for say in how_to_go_on), file=sys.stderr)
-        sys.stderr.flush()
+    leave_lost_streams()
     raise SystemExit(code)
 
 
-def nobody_reads():
-    """From here on what is printed goes nowhere: the reader of stdout has gone.
+def leave_lost_streams():
+    """What cannot be printed any more is forgotten, or Python would end with code 120 for it."""
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except OSError:
+            nobody_reads(name)
+
+
+def sentence_of(error):
+    """What an OSError says: its file first, and no number.
+
+    The files of these programs are named (`workshop.naming`). So a full disk without a name is
+    another one: that of what is printed, into a file, or of the system's temporary files.
+    """
+    name, what = error.filename, error.strerror or str(error)
+    if name is None and error.errno == errno.ENOSPC:
+        name = "what it prints, or a temporary file"
+    return what if name is None else f"{name}: {what}"
+
+
+def nobody_reads(name="stdout"):
+    """From here on what is printed goes nowhere: the reader has gone, or the disk is full.
 
     (Python would complain once more when it ends, and change the exit code to 120.)
     """
-    if sys.stdout is sys.__stdout__:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    stream = getattr(sys, name)
+    if stream is getattr(sys, f"__{name}__"):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def go_on(checkpoint, data=None):
@@ -552,6 +595,8 @@ def read(argv=None):
         raise UserError(f"{resume}: holds a network to look at, not a run to resume")
     if out and not interrupted and team.chief and not is_free(out):
         raise UserError(f"--out {out}: exists and is not an empty folder")
+    if team.chief:
+        check_writable((own or out or pathlib.Path("runs", "new")) / "checkpoint.pt")
     if checkpoint and "data" not in typed and not (
             checkpoint["options"].get("data") or "pictures" in checkpoint["progress"]):
         raise UserError(f"{resume}: comes from another program and names no pictures; --data says "

@@ -11,6 +11,7 @@ A run's folder:
   checkpoint.pt       the newest; checkpoint-R.pt: when resolution R was finished
 """
 
+import contextlib
 import copy
 import json
 import os
@@ -28,7 +29,7 @@ from PIL import Image
 
 import stylegan_dataloader as data
 import stylegan_models as models
-from workshop import UserError, checkpoints, machine, options, pictures, variety
+from workshop import UserError, checkpoints, machine, naming, options, pictures, variety
 from workshop.curves import append_line
 
 # What a step returns: means over its batch. loss_d, loss_g without penalties; d_real, d_fake: mean
@@ -160,16 +161,25 @@ def write_settings(folder, o, processes, nimg):
 def replace_text(path, text):
     """Write a file so that it holds either the old text or the whole new one, as checkpoints do."""
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:                                   # a full disk does not name the file
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path, temporary):
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def save_grid(path, grid):
+    """Write a grid, uint8 [H, W, 3], as .png. Where the disk is full, nothing of it is left."""
+    with naming(path):
+        try:
+            Image.fromarray(grid).save(path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def forget_later_lines(log, nimg):
@@ -357,8 +367,8 @@ class Run:
         self.board = SummaryWriter(self.folder, purge_step=nimg + 1)   # forget later curves, too
         finals = self.pictures.dataset(o.resolution)
         reals = data.to_images(finals.__getitems__(range(len(self.samples["z"]))))
-        Image.fromarray(as_grid(reals, self.samples["columns"], o.resolution)).save(
-            self.folder / "samples" / "reals.png")
+        save_grid(self.folder / "samples" / "reals.png",
+                  as_grid(reals, self.samples["columns"], o.resolution))
 
     def after_step(self, nimg, step, stage, alpha, grown, said):
         """Now and then: say how it goes, show it, keep it, measure it.
@@ -396,8 +406,7 @@ class Run:
                 self._tick(*self._distances(images, alpha))
             if show:
                 grid = as_grid(images, self.samples["columns"], o.resolution)
-                self._try("samples", Image.fromarray(grid).save,
-                          self.folder / "samples" / f"{nimg:09d}.png")
+                self._try("samples", save_grid, self.folder / "samples" / f"{nimg:09d}.png", grid)
                 self._draw("add_image", "samples", grid, nimg, dataformats="HWC")
             # The disk is full, or the folder has gone: can what counts still be kept?
             keep = keep or len(self.unwritten) > missed
@@ -509,7 +518,7 @@ class Run:
             checkpoints.save_checkpoint(self.folder / "checkpoint.pt", state)
         except OSError as error:
             self._close()
-            options.fail("train.py", f"cannot write a checkpoint ({error})", 1)
+            options.fail("train.py", f"cannot write a checkpoint ({options.sentence_of(error)})", 1)
 
     def _measure(self, alpha):
         """The chief measures, on copies, while the others wait for it in the next step.
@@ -549,7 +558,9 @@ class Run:
         try:
             write(*args, **more)
         except OSError as error:
-            print(f"note: {what} cannot be written ({error}); the run goes on", file=sys.stderr)
+            with contextlib.suppress(OSError):                 # stderr may be on the same disk
+                print(f"note: {what} cannot be written ({options.sentence_of(error)}); the run "
+                      f"goes on", file=sys.stderr)
             self.unwritten.add(what)
             if what == "TensorBoard's file":
                 self.board = None

@@ -14,6 +14,7 @@ after the other, so a long video needs no more memory than a short one.
 
 import contextlib
 import itertools
+import re
 import struct
 import subprocess
 import tempfile
@@ -96,14 +97,14 @@ def write_video(path, frames, count, fps):
     encoder = find_encoder()
     with written(path) as temporary:
         if encoder:
-            encode(encoder, temporary, frames, fps)
+            encode(encoder, temporary, frames, fps, path)
         else:
             save_with_pillow(temporary, frames, count, fps)
         sign(temporary)
 
 
-def encode(encoder, path, frames, fps):
-    """Give the frames to ffmpeg, and look at how it ended.
+def encode(encoder, path, frames, fps, name):
+    """Give the frames to ffmpeg, and look at how it ended. name: of the path, for a sentence.
 
     (imageio-ffmpeg's own `write_frames` does not look at the exit code: on a full disk it ended as
     if all were well.)
@@ -129,9 +130,10 @@ def encode(encoder, path, frames, fps):
             code = process.wait()
         words.seek(0)
         said = words.read().decode(errors="replace").strip().splitlines()
+        said = [line for line in said if "No space left" in line] or said
     if code or not path.stat().st_size:
-        raise UserError(f"the video was not written: ffmpeg ended with code {code}" +
-                        (f" ({said[-1]})" if said else "") + "; is the disk full?")
+        raise UserError(f"{name}: not written, ffmpeg ended with code {code}" + (
+            f" ({re.sub(' @ 0x[0-9a-f]+', '', said[-1])})" if said else "") + "; is the disk full?")
 
 
 def durations(count, fps, unit):
