@@ -248,7 +248,7 @@ class Pictures:
         n = len(PictureDataset(self.folder, self.source, o.resolution))
         self.contents = pictures.contents_of(self.folder)      # which they are, for a checkpoint
         self.split = pictures.find_split(o, checkpoint, self.source, self.contents, n)
-        self.parts = self.split and pictures.split_pictures(n, self.split["seed"])
+        self.parts = self.split and pictures.parts_of(self.split, self.contents)
         if o.workers:                                  # is there room for them at the end?
             self._workers(o.resolution, o.batch[o.resolution])
 

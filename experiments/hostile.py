@@ -1,17 +1,20 @@
 """hostile.py: damaged files, one after the other, through every program that opens one.
 
     python experiments/hostile.py                      some minutes on a CPU
-    python experiments/hostile.py --files 1000         1,000 checkpoints and 1,000 pickles
+    python experiments/hostile.py --files 1000         1,000 checkpoints, pickles and pictures
 
 Needs:   what the programs need, and Linux, whose /proc tells the peak of the memory.
 
 Checkpoints go through the loading of all scripts that read one, official pickles through
-import_checkpoint.py. Each file is damaged in a way that its number and --seed draw: cut off, bits
-flipped, words and tensors replaced, records renamed, other pickles in its place. What is asked:
+import_checkpoint.py, pictures through packing, as train.py --data does it: alone, in a folder among
+good ones, or in a .zip. Each file is damaged in a way that its number and --seed draw: cut off,
+bits flipped, words and tensors replaced, records renamed, other pickles in its place; a picture
+also claims another size, is a decompression bomb, of an odd mode or name, a pipe, a loop of links.
+What is asked:
 
   accepted   or refused with exit code 2 by one sentence that names the file, without escape codes
   bounded    5 s of CPU time, and 1 GiB above what the programs take when they are imported
-  harmless   no file appears but the one that was asked for
+  harmless   no file appears but the one that was asked for; good pictures are packed as they are
 
 Of ten checkpoints that are accepted, one is also used to make pictures; all of them are grown,
 converted, and given to a run.
@@ -21,9 +24,12 @@ whose death is counted, and which goes on behind the file that killed it.
 """
 
 import argparse
+import bz2
 import collections
 import contextlib
 import copy
+import ctypes
+import functools
 import io
 import json
 import os
@@ -37,12 +43,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
+import zlib
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MOST_SECONDS, MOST_MB, PATIENCE = 5.0, 1024, 300
+BATCH = 100                       # files a process, which takes 2 s of CPU time to start
 
 
 # ---- 1. What is put in the place of something else -------------------------------------------
@@ -258,7 +267,290 @@ PICKLE_FAULTS = {
 }
 
 
-# ---- 3. The programs -------------------------------------------------------------------------
+# ---- 3. Pictures -----------------------------------------------------------------------------
+#
+# A fault makes {name: what lies there}: bytes, a dict of a folder, ("link", where), or "pipe".
+
+SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif",
+            "GIF": ".gif", "PPM": ".ppm", "JPEG2000": ".jp2", "AVIF": ".avif"}
+MODES = ("RGB", "RGB", "1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16",
+         "I;16B", "F")
+
+
+def photo(rng, mode="RGB", size=None):
+    """A picture of noise."""
+    import numpy as np
+    from PIL import Image
+    width, height = size or (rng.randrange(1, 80), rng.randrange(1, 80))
+    noise = np.frombuffer(rng.randbytes(width * height * 3), np.uint8).reshape(height, width, 3)
+    if mode in ("I", "I;16", "I;16B"):
+        kind = np.int32 if mode == "I" else np.uint16
+        return Image.fromarray(noise[..., 0].astype(kind) * 256).convert(mode)
+    if mode == "F":
+        high = rng.choice([1, 1, 255, 40_000, -1, float("nan"), float("inf")])
+        return Image.fromarray(np.where(noise[..., 0] > 5, noise[..., 0] / np.float32(255), high))
+    return Image.fromarray(noise).convert("RGB" if mode in ("RGBA", "LAB") else mode).convert(mode)
+
+
+def encoded(image, kind, **how):
+    out = io.BytesIO()
+    image.save(out, kind, **how)
+    return out.getvalue()
+
+
+def a_picture(rng, kind=None, size=None):
+    """(suffix, bytes) in any format and mode that go together."""
+    while True:
+        kind_now, mode = kind or rng.choice(list(SUFFIXES)), rng.choice(MODES)
+        how = rng.choice([{}, {}, {"quality": 5}, {"progressive": True}, {"lossless": True},
+                          {"transparency": 0}, {"compression": "tiff_lzw"}, {"dpi": (7, 7)},
+                          {"compression": "jpeg"} if mode == "RGB" else {}])
+        with contextlib.suppress(Exception):               # not all formats have all modes
+            return SUFFIXES[kind_now], encoded(photo(rng, mode, size), kind_now, **how)
+
+
+def of_bytes(damage):
+    """A fault of the bytes of one picture."""
+    def fault(rng):
+        suffix, raw = a_picture(rng)
+        return {f"x{suffix}": damage(rng, raw)}
+    return fault
+
+
+def other_suffix(rng):
+    raw = rng.choice([a_picture(rng)[1], rng.randbytes(500), b"", foreign(rng), b"%!PS-Adobe-3.0\n",
+                      b"<svg/>", b"\x89PNG\r\n\x1a\n", b"RIFF\xff\xff\xff\xffWEBPVP8X"])
+    return {"x" + rng.choice([*SUFFIXES.values(), ".jpeg", ".TIFF", ".apng", ".j2k", ".psd"]): raw}
+
+
+def claims(rng):
+    """Its header claims another size, such as 100,000 x 100,000."""
+    suffix, raw = a_picture(rng, size=(0x0135, 0x0279))
+    claim = rng.choice([100_000, 65_535, 20_000, 0, 2 ** 31 - 1, 2 ** 32 - 1])
+    for old, new in ((0x0135, claim), (0x0279, rng.choice([claim, 1]))):
+        for code in (">I", "<I", ">H", "<H"):
+            most = 256 ** struct.calcsize(code) - 1
+            raw = raw.replace(struct.pack(code, old), struct.pack(code, min(new, most)), 2)
+        raw = raw.replace(b"%d" % old, b"%d" % new, 1)
+    if suffix == ".png":                                   # or Pillow would go no further
+        raw = raw[:29] + struct.pack(">I", zlib.crc32(raw[12:29])) + raw[33:]
+    return {f"x{suffix}": raw}
+
+
+@functools.lru_cache(maxsize=None)
+def a_megabyte():
+    """A megabyte of zeros as a part of a deflate stream."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return deflate.compress(bytes(2 ** 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
+
+
+def zeros(count, bare=False):
+    """`count` zeros, deflated, at once; rounded up to whole megabytes."""
+    megabytes = -(-count // 2 ** 20)
+    body = a_megabyte() * megabytes + b"\x03\x00"
+    return body if bare else b"\x78\xda" + body + struct.pack(
+        ">I", megabytes * 2 ** 20 % 65_521 << 16 | 1)
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bomb(rng):
+    """A small file that is a large picture: as much as Pillow takes, and more."""
+    from PIL import Image
+    width, height = rng.choice([(7000, 7000), (9400, 9400), (13_000, 13_000), (16_000, 16_000),
+                                (100_000, 490), (100_000, 1), (1, 100_000), (60_000, 60_000)])
+    kind = rng.choice(["png", "png", "tiff", *SUFFIXES])
+    if kind == "png":
+        bits, colours, channels = rng.choice([
+            (1, 0, 1), (8, 0, 1), (16, 0, 1), (8, 2, 3), (16, 2, 3), (8, 6, 4), (16, 6, 4),
+            (8, 4, 2)])
+        head = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, rng.choice([0, 0, 1]))
+        pixels = zeros(int(min(height * (width * channels * bits / 8 + 1), 2 ** 31)))
+        return {"x.png": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels)
+                + chunk(b"IEND", b"")}
+    if kind == "tiff":
+        bits, white = rng.choice([(8, 1), (16, 1), (32, 1), (32, 3)])          # 3: floats
+        pixels = zeros(min(width * height * bits // 8, 2 ** 31))
+        tags = [(256, width), (257, height), (258, bits), (259, 8), (262, 1), (273, 8), (277, 1),
+                (278, height), (279, len(pixels)), (339, white)]
+        return {"x.tif": b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack(
+            "<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value)
+                                        for tag, value in tags) + bytes(4)}
+    if width * height > 90e6 or kind in ("JPEG2000", "BMP", "PPM"):        # slow, or large, to make
+        width, height = (7000, 7000) if kind in ("JPEG", "WEBP", "GIF", "AVIF") else (3000, 3000)
+    mode = rng.choice(["L", "RGB", "RGBA"])
+    how = {"TIFF": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True, "method": 0},
+           "AVIF": {"speed": 10}}.get(kind, {})
+    image = Image.new("RGB" if kind in ("JPEG", "BMP", "PPM", "GIF") else mode, (width, height))
+    return {f"x{SUFFIXES[kind]}": encoded(image, kind, **how)}
+
+
+def many_tags(rng):
+    """Each tag of a TIFF, or of EXIF data, claims the whole file as its own."""
+    count = rng.choice([100, 5000, 20_000])
+    size = 8 + 2 + 12 * count + 4
+    tags = b"II*\0\x08\0\0\0" + struct.pack("<H", count) + b"".join(
+        struct.pack("<HHII", 1000 + k, 1, size, 0) for k in range(count)) + bytes(4)
+    hexed = zlib.compress(b"\nexif\n9\n" + tags.hex().encode())
+    return rng.choice([
+        {"x.tif": tags}, {"x.png": with_chunks(rng, [(b"eXIf", tags)])},
+        {"x.png": with_chunks(rng, [(b"zTXt", b"Raw profile type exif\0\0" + hexed)])}])
+
+
+def with_chunks(rng, chunks):
+    whole = encoded(photo(rng, size=(40, 40)), "PNG")
+    return whole[:33] + b"".join(chunk(*one) for one in chunks) + whole[33:]
+
+
+def about_it(rng):
+    """What is written about a picture is too much, or nonsense: text, EXIF, a colour profile."""
+    from PIL import Image
+    exif = Image.Exif()
+    exif[0x0112] = rng.choice([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 65_535])
+    image = photo(rng, size=(40, 50))
+    kind = rng.choice(["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+    profile = rng.choice([b"", rng.randbytes(200), bytes(70_000)])
+    text = rng.choice([b"a\0\0" + zeros(2 ** 31), b"a\0\0" + zeros(2 ** 21), b"", b"a\0\1\0\0\0",
+                       rng.randbytes(50)])
+    return {f"x{SUFFIXES[kind]}": rng.choice([
+        lambda: encoded(image, kind, exif=exif),
+        lambda: encoded(image, kind, icc_profile=profile),
+        lambda: encoded(image, kind, exif=b"Exif\0\0II*\0\x08\0\0\0" + rng.randbytes(40))])()
+    } if rng.random() < 0.6 else {"x.png": with_chunks(rng, rng.choice([
+        [(rng.choice([b"zTXt", b"iTXt", b"tEXt", b"iCCP"]), text)],
+        [(b"tEXt", b"key\0" + b"x" * 5000)] * 1000, [(b"tRNS", rng.randbytes(rng.randrange(9)))],
+        [(b"PLTE", rng.randbytes(30))], [(b"acTL", rng.randbytes(8))],
+        [(b"eXIf", bytes(70_000))]]))}
+
+
+def animated(rng):
+    kind = rng.choice(["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
+    size = rng.choice([(40, 40), (40, 40), (500, 500)])
+    frames = [photo(rng, "P" if kind == "GIF" else "RGB", (40, 40)).resize(size) for _ in range(4)]
+    raw = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    return {f"x{SUFFIXES[kind]}": rng.choice([raw, cut(rng, raw), flipped(rng, raw)])}
+
+
+def odd_names(rng):
+    suffix, raw = a_picture(rng, size=(40, 40))
+    name = rng.choice([
+        b"a\nb", b"\x1b[2Jall is well", b"\xff\xfe", b"x" * 240, b" ", b"-rf", b"%s{}", b"a\rb",
+        "\u202egnp".encode(), b"\x9b31m", b"'; rm x", b"..", b"CON", b"\x07",
+        b"\xf0\x9f\x98\x80"]) + os.fsencode(suffix)
+    return {name: rng.choice([raw, raw, cut(rng, raw)])}
+
+
+def odd_things(rng):
+    raw, sound = a_picture(rng)[1], encoded(photo(rng, size=(40, 40)), "PNG")
+    deep_folder = {"x.png": raw}
+    for _ in range(40):
+        deep_folder = {"d.png": deep_folder}
+    return rng.choice([
+        {"x.png": {}}, {"x.png": {"y.png": sound}}, {"x.png": ("link", "y.png"), "y.png": (
+            "link", "x.png")}, {"x.png": ("link", "."), "y.png": raw}, {"x": ("link", "..")},
+        {"x.png": "pipe"}, {"x.png": "pipe", "y.png": sound}, {"x.png": ("link", "/dev/zero")},
+        {"x.png": ("link", "/dev/stdin")}, {"x.png": ("link", "/nowhere")}, deep_folder, {},
+        {"x.png": ("link", "/proc/self/mem")}, {"x.jpg": ("link", "y.png"), "y.png": sound},
+        {"a": {"loop": ("link", "../b")}, "b": {"loop": ("link", "../a"), "x.png": raw}},
+        {"x.png": ("hole", raw[:12], 3 * 2 ** 30)}, {"x.webp": ("hole", b"RIFF\xff\xff\xff\x7fWEBP",
+                                                               3 * 2 ** 30)},
+        {"x.avif": ("hole", b"\0\0\0\x1cftypavif", 3 * 2 ** 30)}, {"x.png": (
+            "hole", b"\x89PNG\r\n\x1a\n\x7f\0\0\0IHDR", 3 * 2 ** 30)},
+        {"x.tif": ("hole", b"II*\0\x08\0\0\0", 3 * 2 ** 30)}])
+
+
+def zipped(rng, files=None):
+    """The bytes of a .zip whose members are odd, or lie about themselves."""
+    out, raw = io.BytesIO(), encoded(photo(rng, size=(40, 40)), "PNG")
+    method = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2,
+                         zipfile.ZIP_LZMA])
+    names = rng.choice([["../x.png"], ["/x.png"], ["x.png", "x.png"], ["a\\b.png"], ["x.png/"],
+                        ["\x1b[2J.png"], ["a/../../x.png"], ["x.png", "X.png"], ["\n.png"],
+                        [f"{k}.png" for k in range(300)], ["x.png"], ["C:x.png"], ["./x.png"]])
+    with warnings.catch_warnings(), zipfile.ZipFile(out, "w", method) as archive:
+        warnings.simplefilter("ignore")                    # of names that are there twice
+        for name in names:
+            archive.writestr(zipfile.ZipInfo(name), raw, method)
+    raw = out.getvalue()
+    lie = struct.pack("<I", rng.choice([0, 1, 10, 2 ** 31, 2 ** 32 - 1]))
+    return rng.choice([
+        lambda: raw, lambda: raw, lambda: cut(rng, raw), lambda: flipped(rng, raw),
+        lambda: spliced(rng, raw), lambda: claiming(raw, 24, lie), lambda: claiming(raw, 20, lie),
+        lambda: claiming(raw, 8, b"\x01\x00"), lambda: claiming(raw, 42, lie),
+        lambda: claiming(raw, 6, b"\xff"),
+        lambda: claiming(claiming(raw, 8, b"\0\x08"), 46, b"\xff"),
+        lambda: a_member(8, zeros(2 ** 31, bare=True), 2 ** 31),
+        lambda: a_member(8, zeros(2 ** 31, bare=True), rng.choice([9, 2 ** 28])),
+        lambda: a_member(12, bz2.compress(bytes(2 ** 22)), 9)])()
+
+
+def claiming(raw, offset, value):
+    """A .zip whose directory says something else of its first member."""
+    at = raw.index(b"PK\x01\x02") + offset
+    return raw[:at] + value + raw[at + len(value):]
+
+
+def a_member(method, packed, size):
+    """A .zip of one member, packed already, that is said to be `size` bytes long."""
+    about = struct.pack("<HHHIIIIHH", 20, 0, method, 0, 0, len(packed), size, 5, 0)
+    local = b"PK\x03\x04" + about + b"x.png" + packed
+    directory = b"PK\x01\x02\x14\0" + about + bytes(14) + b"x.png"
+    return local + directory + b"PK\x05\x06" + struct.pack(
+        "<HHHHIIH", 0, 0, 1, 1, len(directory), len(local), 0)
+
+
+PICTURE_FAULTS = {
+    "cut": of_bytes(cut), "bits": of_bytes(flipped), "bytes": of_bytes(spliced),
+    "another suffix": other_suffix, "claims": claims, "bomb": bomb, "many tags": many_tags,
+    "what is written about it": about_it, "animated": animated, "names": odd_names,
+    "things": odd_things, "zip": zipped, "modes and sizes": of_bytes(lambda rng, raw: raw)}
+
+
+def put(files, folder):
+    """Write what a fault made."""
+    for name, what in files.items():
+        path = os.fsencode(folder) + b"/" + os.fsencode(name)
+        if isinstance(what, dict):
+            os.mkdir(path)
+            put(what, os.fsdecode(path))
+        elif what == "pipe":
+            os.mkfifo(path)
+        elif isinstance(what, tuple) and what[0] == "link":
+            os.symlink(what[1], path)
+        else:
+            with open(path, "wb") as file:
+                file.write(what[1] if isinstance(what, tuple) else what)
+                if isinstance(what, tuple):                # the rest takes no room on the disk
+                    file.truncate(what[2])
+
+
+def lay_out(files, rng, folder):
+    """(path to give to --data, {name: pixels} of good pictures there): alone, in a folder among
+    good ones, or in a .zip of both."""
+    import numpy as np
+    path, good = folder / "hostile", {}
+    if isinstance(files, bytes):
+        (folder / "hostile.zip").write_bytes(files)
+        return folder / "hostile.zip", good
+    path.mkdir()
+    if rng.random() < 0.5:
+        images = {f"good{k}.png": photo(rng, size=(32, 32)) for k in range(3)}
+        good = {name: np.asarray(image) for name, image in images.items()}
+        files = {**files, **{name: encoded(image, "PNG") for name, image in images.items()}}
+    put(files, path)
+    holes = any(isinstance(what, (tuple, dict)) or what == "pipe" for what in files.values())
+    if holes or rng.random() < 0.7:
+        return path, good
+    with zipfile.ZipFile(folder / "hostile.zip", "w") as archive:
+        for name, what in files.items():
+            with contextlib.suppress(UnicodeError):        # a .zip has names in UTF-8
+                archive.writestr(zipfile.ZipInfo(os.fsdecode(name)), what)
+    return folder / "hostile.zip", good
+
+
+# ---- 4. The programs -------------------------------------------------------------------------
 
 
 class Loaded(BaseException):
@@ -339,7 +631,41 @@ def programs(folder, short):
              str(out / "cache"), "--workers", "0", "--out", f"{out}/run", *cpu])}
 
 
-# ---- 4. One file -----------------------------------------------------------------------------
+def packing(folder):
+    """train.py --data, up to where the pictures are packed, as a function of (path, good, rng).
+
+    Good pictures must lie in the cache as they are, and every other one be named or used.
+    """
+    import numpy as np
+    import train
+    right = train.data.Pictures
+
+    def pack(o, team, checkpoint=None):
+        made = right(o, team, checkpoint)
+        index = json.loads((made.folder / "index.json").read_text())
+        names = [made.source.names[number] for number in index["numbers"]]
+        spoken_of = {*names, *(name for name, _ in index["damaged"] + index["small"])}
+        assert spoken_of == set(made.source.names), "a picture is missing without a word"
+        for name, wanted in good.items():
+            pixels = np.load(made.folder / f"{o.resolution}.npy")[index["rows"][names.index(name)]]
+            assert np.array_equal(pixels, wanted), "a good one is spoilt"
+        raise Loaded
+    good = {}
+
+    def main(path, its_good, options):
+        good.clear()
+        good.update(its_good)
+        train.data.Pictures = pack
+        try:
+            return train.main(["--data", path, "--resolution", "32", "--workers", "0",
+                               "--device", "cpu", "--cache", str(folder / "cache"),
+                               "--out", str(folder / "run"), *options])
+        finally:
+            train.data.Pictures = right
+    return main
+
+
+# ---- 5. One file -----------------------------------------------------------------------------
 
 
 def memory_mb(line):
@@ -351,6 +677,9 @@ def tried(main, path):
     """Run a program as its user would: {"code", "line", "seconds", "mb", "wrong"}."""
     from workshop import options
     said, told = io.StringIO(), io.StringIO()
+    # What an earlier program has freed and the C library keeps (`machine.keep_freed_memory`) goes
+    # back first, or this one could take as much again unseen.
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)(0)
     pathlib.Path("/proc/self/clear_refs").write_text("5")          # the peak begins anew
     before, began = memory_mb("VmRSS"), time.process_time()
     wrong, code = "", None
@@ -373,7 +702,7 @@ def tried(main, path):
         wrong = ("no sentence" if len(lines) != 1 or len(line) > 1000 else
                  "memory" if "not enough memory" in line else
                  "does not name the file" if path not in line else "")
-    if any(ord(c) < 32 and c not in "\n\r\t" for c in said.getvalue() + told.getvalue()):
+    if not all(c.isprintable() or c == "\n" for c in said.getvalue() + told.getvalue()):
         wrong = wrong or "escape codes"
     if seconds > MOST_SECONDS or mb > MOST_MB:
         wrong = wrong or "too slow, or too much memory"
@@ -391,12 +720,59 @@ def damaged(kind, seed, runs, pickles):
             return fault, faults[fault](rng, *rng.choice(sound))
 
 
+def bounded():
+    """Whatever goes wrong in this process, the machine has others to serve."""
+    import resource                                    # Linux has it
+    size = int(memory_mb("VmSize") + 4 * MOST_MB) << 20
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+def pictures_child(seed, first, last):
+    """Pictures number first to last - 1: a line of JSON before and after each."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        os.chdir(folder)
+        main = packing(folder)
+        bounded()
+        for number in range(first, last):
+            rng = random.Random(f"pictures {seed} {number}")
+            fault = rng.choice(list(PICTURE_FAULTS))
+            about = {"number": number, "fault": fault, "script": "train.py"}
+            print(json.dumps(about), flush=True)
+            print(json.dumps({**about, **packed(fault, rng, folder, main)}), flush=True)
+
+
+def with_fault(fault, rng):
+    for _ in range(100):
+        with contextlib.suppress(Exception):           # Pillow cannot write everything
+            return PICTURE_FAULTS[fault](rng)
+
+
+def packed(fault, rng, folder, main):
+    """Make a picture with this fault, and pack it (`tried`)."""
+    path, good = lay_out(with_fault(fault, rng), rng, folder)
+    options = ["--max-bad", rng.choice(["0", "99"])]
+    options += ["--allow-upsampling"] * (rng.random() < 0.7)
+    before = everything(folder)
+    result = tried(lambda path: main(path, good, options), str(path))
+    more = {name for name in everything(folder) - before if name.split(os.sep)[0] != "cache"}
+    if more:
+        result["wrong"] = f"wrote {sorted(more)}"
+    subprocess.run(["rm", "-rf", "hostile", "hostile.zip", "cache"], cwd=folder)
+    return result
+
+
+def everything(folder):
+    return {os.path.relpath(os.path.join(where, name), folder)
+            for where, folders, files in os.walk(folder) for name in (*folders, *files)}
+
+
 def child(kind, seed, first, last):
     """Files number first to last - 1: a line of JSON before and after each program."""
-    import resource                                    # Linux has it
-    import warnings
     warnings.simplefilter("ignore")
     os.environ["OMP_NUM_THREADS"] = "1"
+    if kind == "pictures":
+        return pictures_child(seed, first, last)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         os.chdir(folder)
@@ -407,9 +783,7 @@ def child(kind, seed, first, last):
         mains = programs(folder, short) if kind == "checkpoints" else {
             "import_checkpoint.py": lambda path: import_checkpoint.main(
                 [path, str(folder / "out" / "m.pt")])}
-        # Whatever goes wrong here, the machine has others to serve.
-        size = int(memory_mb("VmSize") + 4 * MOST_MB) << 20
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        bounded()
         known = set(os.listdir(folder)) | {"hostile.pt"}
         for number in range(first, last):
             fault, raw = damaged(kind, f"{kind} {seed} {number}", runs, pickles)
@@ -434,9 +808,8 @@ def all_of(kind, seed, files):
     first, results = 0, []
     while first < files:
         process = subprocess.Popen(
-            # 20 files each, so that nothing that a process keeps can add up.
             [sys.executable, __file__, "--child", kind, str(seed), str(first),
-             str(min(files, first + 20))],
+             str(min(files, first + BATCH))],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)      # select sees all
         last = None
         while True:
@@ -463,12 +836,14 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Damaged files through every program.")
     parser.add_argument("--files", type=int, default=60, help="of each kind (default 60)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default="checkpoints,pickles,pictures", metavar="LIST",
+                        help="(default checkpoints,pickles,pictures)")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     o = parser.parse_args(argv)
     if o.child:
         return child(o.child[0], *map(int, o.child[1:]))
     bad = 0
-    for kind in ("checkpoints", "pickles"):
+    for kind in o.kinds.split(","):
         began = time.perf_counter()
         results = all_of(kind, o.seed, o.files)
         wrong = [result for result in results if result["wrong"]]

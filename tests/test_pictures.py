@@ -1,5 +1,6 @@
 """workshop/pictures.py and painted_faces.py: any picture file, the packed cache, the faces."""
 
+import contextlib
 import io
 import itertools
 import json
@@ -11,6 +12,9 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
+import types
+import warnings
 import zipfile
 import zlib
 from random import Random
@@ -21,7 +25,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 
 import stylegan_dataloader as data
-from workshop import painted_faces, pictures
+from workshop import measuring, painted_faces, pictures
 
 
 @pytest.fixture
@@ -166,7 +170,8 @@ def test_every_mode_becomes_the_right_rgb(tmp_path):
     assert upright[1, 4, 2] > 200 and upright[6, 4, 1] > 200
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 256.0, 40000.0, np.int32(70000)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 256.0, 40000.0, -0.5, np.int32(70000),
+                                   np.int32(-5)])
 def test_numbers_without_a_known_white_are_named(tmp_path, value):
     """Lesson: a float picture that is not finite, or of an unknown range, would become white or
     black without a word, and D would learn from it. It counts as damaged, and is named."""
@@ -286,14 +291,200 @@ def test_the_size_of_a_zip_member_is_known_before_it_is_unpacked(tmp_path, monke
         archive.writestr("a.png", image.getvalue())
         archive.writestr("big.png", bytes(1_000_000))
     monkeypatch.setattr(pictures, "MOST_BYTES", 900_000)
-    read, right = [], zipfile.ZipFile.read
-    monkeypatch.setattr(zipfile.ZipFile, "read", lambda self, name, *more: read.append(
+    opened, right = [], zipfile.ZipFile.open
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda self, name, *more: opened.append(
         getattr(name, "filename", name)) or right(self, name, *more))
     folder, lines = pack(tmp_path / "x.zip", tmp_path / "cache", max_bad=50)
     assert "damaged, skipped: big.png (1 MB when it is unpacked; no more than 900 kB" in lines[-2]
-    assert set(read) == {"a.png"}
-    monkeypatch.undo()                                         # control
-    assert pictures.MOST_BYTES == 3 * Image.MAX_IMAGE_PIXELS > 2e8
+    assert set(opened) == {"a.png"}
+
+
+def zip_that_says(size, data, method):
+    """A .zip of one member, of `data`, whose entries say that it is `size` bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr("x.png", data)
+    whole = bytearray(file.getvalue())
+    for mark, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        at = whole.index(mark) + offset
+        whole[at:at + 4] = struct.pack("<I", size)
+    return bytes(whole)
+
+
+def test_a_zip_member_that_lies_about_its_size_is_not_unpacked(tmp_path):
+    """Lesson: a member that claims 9 bytes can be 2 GB; Python's zipfile inflates 1 GiB of it, and
+    all where it is packed in another way, before it cuts the result to 9 bytes."""
+    bound, zeros = 2 ** 20, bytes(2 ** 24)
+    image = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(image, "PNG")
+    path = tmp_path / "x.zip"
+    for method, reason in ((zipfile.ZIP_DEFLATED, "Bad CRC-32"), (zipfile.ZIP_BZIP2, "neither"),
+                           (zipfile.ZIP_LZMA, "neither")):
+        path.write_bytes(zip_that_says(9, zeros, method))
+        tracemalloc.start()
+        with zipfile.ZipFile(path) as archive, pytest.raises(zipfile.BadZipFile):    # control
+            archive.read("x.png")
+        assert tracemalloc.get_traced_memory()[1] > 10 * bound
+        tracemalloc.reset_peak()
+        with pytest.raises((pictures.DataError, zipfile.BadZipFile), match=reason):
+            pictures.open_picture(pictures.find_pictures(path), 0)
+        assert tracemalloc.get_traced_memory()[1] < bound
+        tracemalloc.stop()
+    whole = image.getvalue()
+    for size, accepted in ((len(whole), True), (len(whole) + 5, False)):
+        path.write_bytes(zip_that_says(size, whole, zipfile.ZIP_STORED))
+        source = pictures.find_pictures(path)
+        if accepted:
+            assert pictures.read_picture(source, 0, 8).shape == (8, 8, 3)
+        else:
+            with pytest.raises((pictures.DataError, zipfile.BadZipFile, EOFError)):
+                pictures.open_picture(source, 0)
+
+
+def test_a_zip_of_no_known_kind_is_one_sentence(tmp_path):
+    """Lesson: a directory that asks for version 25.5 of the format, or names a file in bytes that
+    are no UTF-8, is what Python's zipfile has other errors for than BadZipFile."""
+    whole = zip_that_says(3, b"abc", zipfile.ZIP_STORED)
+    at = whole.index(b"PK\x01\x02")
+    for offset, new in ((6, b"\xff"), (8, bytes(2)), (8, b"\0\x08")):
+        odd = bytearray(whole)
+        odd[at + offset:at + offset + len(new)] = new
+        odd[at + 46] = 0xFF if offset == 8 else odd[at + 46]               # of its name
+        (tmp_path / "x.zip").write_bytes(odd)
+        if new == bytes(2):                                    # control: not said to be UTF-8
+            assert len(pictures.find_pictures(tmp_path / "x.zip").names) == 1
+        else:
+            with pytest.raises(pictures.DataError, match="x.zip: a damaged .zip"):
+                pictures.find_pictures(tmp_path / "x.zip")
+
+
+def test_names_in_a_zip_that_are_there_twice_or_lead_outwards_are_spoken_of(tmp_path):
+    """Lesson: of two members of one name only the last can be had; it was packed twice, and the
+    first left out without a word. "../x.png" was taken for a hidden file. Nothing is unpacked."""
+    path, colours = tmp_path / "in" / "x.zip", [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    path.parent.mkdir()
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+        warnings.simplefilter("ignore")                        # Python's, of the name
+        for name, colour in zip(("../x.png", "y.png", "y.png"), colours):
+            image = io.BytesIO()
+            Image.new("RGB", (16, 16), colour).save(image, "PNG")
+            archive.writestr(name, image.getvalue())
+    folder, lines = pack(path, tmp_path / "cache")
+    assert np.load(folder / "16.npy")[:, 0, 0].tolist() == [[200, 0, 0], [0, 0, 200]]
+    assert "left out" in lines[0] and "1 with the name of another" in lines[0]
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_picture_of_too_many_pixels_or_bytes_is_named(tmp_path, monkeypatch):
+    """Lesson: 11 kB of PNG can be 88 million pixels, and a file of 3 GB is read whole by some of
+    Pillow's parsers. Of a JPEG only a part is decoded, so it may have more pixels than others."""
+    folder = tmp_path / "p"
+    folder.mkdir()
+    for name, side in (("large.png", 64), ("small.png", 30), ("large.jpg", 128)):
+        Image.new("RGB", (side, side), (9, 8, 7)).save(folder / name)
+    (folder / "long.webp").write_bytes(b"RIFF")
+    os.truncate(folder / "long.webp", pictures.MOST_BYTES + 1)             # a hole, on the disk
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 1100)
+    packed, lines = pack(folder, tmp_path / "cache", max_bad=99)
+    text = "\n".join(lines)
+    assert "large.png (64x64; no more than" in text and "long.webp (200 MB; no more" in text
+    assert len(json.loads((packed / "index.json").read_text())["rows"]) == 2
+    assert "small.png" not in text and "large.jpg" not in text             # control
+    monkeypatch.undo()
+    assert 4096 ** 2 < pictures.MOST_PIXELS < Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.skipif(not pictures._pillow_has("webp"), reason="this Pillow reads no WebP")
+def test_a_webp_is_as_large_as_its_header_says(tmp_path):
+    """Lesson: Pillow makes room for a WebP before it looks at its size: 2 GB for 100 bytes."""
+    for how in (dict(lossless=True), {}, dict(exif=b"Exif\0\0")):          # the third: extended
+        for mode in ("RGB", "RGBA"):
+            Image.new(mode, (309, 633)).save(tmp_path / "x.webp", **how)
+            whole = (tmp_path / "x.webp").read_bytes()
+            assert pictures._size_of_webp(whole[:30]) == (309, 633)
+    size = (16_382).to_bytes(3, "little") * 2
+    assert whole[12:16] == b"VP8X"
+    (tmp_path / "x.webp").write_bytes(whole[:24] + size + whole[30:])
+    with pytest.raises(pictures.DataError, match="16383x16383; no more than 50 million pixels"):
+        pictures.open_picture(pictures.find_pictures(tmp_path), 0)
+
+
+def tiff_directory(tags, claim):
+    """A TIFF directory of so many tags, each of `claim` bytes that begin at 0."""
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", tags) + b"".join(
+        struct.pack("<HHII", 1000 + k, 1, claim, 0) for k in range(tags)) + bytes(4)
+
+
+def test_tags_cannot_claim_more_than_the_file(tmp_path):
+    """Lesson: each tag of a TIFF, or of EXIF data, may name the whole file as its value, and Pillow
+    copies it for each: 12 kB become 12 MB, and 240 kB 3.6 GB. EXIF data of a JPEG come in parts of
+    64 kB that are joined. The orientation is still found where the claims are true."""
+    bound, image = 2 ** 22, Image.new("RGB", (16, 32), (0, 0, 255))
+    image.paste((0, 255, 0), (0, 16, 16, 32))                  # blue above, green below
+    turn = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 0x112, 3, 1, 6) + bytes(4)
+    bomb = tiff_directory(1000, 12_000)
+    folder = tmp_path / "p"
+    folder.mkdir()
+
+    def jpeg(exif):
+        out = io.BytesIO()
+        image.save(out, "JPEG", quality=95)
+        parts = [exif[:10], *(exif[k:k + 7000] for k in range(10, len(exif), 7000))]
+        parts = [b"Exif\0\0" + part for part in parts]
+        return out.getvalue()[:2] + b"\xff\xff\xff" + b"".join(
+            b"\xff\xe1" + struct.pack(">H", 2 + len(part)) + part for part in parts
+        ) + out.getvalue()[2:]
+    def in_hex(exif):                                          # as ImageMagick writes it
+        return b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n9\n" + exif.hex().encode())
+    wide = b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 400) + b"".join(
+        struct.pack("<HHQQ", 1000 + k, 1, 8000, 0) for k in range(400)) + bytes(8)
+    for name, whole, reads in (
+            ("x.tif", bomb, False), ("x.tif", wide, False), ("x.jpg", jpeg(bomb), False),
+            ("x.png", with_chunk(image, b"eXIf", bomb), True), ("x.jpg", jpeg(turn), True),
+            ("x.png", with_chunk(image, b"zTXt", in_hex(tiff_directory(10_000, 120_000))), True),
+            ("x.png", with_chunk(image, b"zTXt", in_hex(turn), last=True), True),
+            ("x.jpg", b"\xff\xd8\xff" + bytes(70_000) + jpeg(turn)[2:], False),
+            ("x.png", with_chunk(image, b"eXIf", turn), True)):
+        (folder / name).write_bytes(whole)
+        source = pictures.find_pictures(folder)
+        tracemalloc.start()
+        if reads:
+            pixels = pictures.read_picture(source, 0, 16)
+            turned = pixels[8, 2, 1] > 200 and pixels[8, 13, 2] > 200      # green left, blue right
+            assert turned == (turn[:10] in whole or in_hex(turn) in whole)
+        else:
+            with pytest.raises(pictures.DataError, match="tags claim|belongs to none"):
+                pictures.read_picture(source, 0, 16)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < bound, (name, peak)
+        (folder / name).unlink()
+    tracemalloc.start()                                        # control: Pillow's own way
+    with warnings.catch_warnings(), contextlib.suppress(OSError):
+        warnings.simplefilter("ignore")
+        Image.open(io.BytesIO(bomb))
+    assert tracemalloc.get_traced_memory()[1] > 2 * bound
+    tracemalloc.stop()
+
+
+def test_the_name_of_a_picture_cannot_write_to_the_terminal(tmp_path, photos):
+    """Lesson: a file's name may hold escape codes and line breaks. It is shown without them, on one
+    line, in what is said, in report.txt, and in errors."""
+    name = "\x1b[2J\nall is well\u202e.png"
+    shown = r"\x1b[2J\nall is well\u202e.png"
+    (photos / name).write_bytes(b"not a picture")
+    Image.new("RGB", (8, 8)).save(photos / f"small {name}")
+    packed, lines = pack(photos, tmp_path / "cache", max_bad=50)
+    assert all(line.isprintable() for line in lines)
+    assert f"damaged, skipped: {shown} (cannot identify image file)" in lines
+    assert any(f"small {shown}" in line for line in lines)
+    told = (packed / "report.txt").read_text().splitlines()
+    assert len(told) == 2 and all(line.isprintable() for line in told)
+    with pytest.raises(pictures.DataError) as caught:
+        pictures.read_again(pictures.find_pictures(photos),
+                            pictures.find_pictures(photos).names.index(name), 16)
+    assert shown in str(caught.value) and str(caught.value).isprintable()
+    assert "\x1b" not in shown and not name.isprintable()      # control
 
 
 def test_the_central_square_is_cut_and_downsampling_is_antialiased(tmp_path):
@@ -614,6 +805,47 @@ def test_the_split_is_disjoint_by_image_and_repeatable(tmp_path, photos):
     assert [len(seen[name]) for name in ("training", "adversary", "test")] == [10, 1, 1]
     assert len(set.union(*seen.values())) == 12
 
+def test_copies_of_a_picture_are_on_one_side_of_the_split(tmp_path, photos):
+    """Lesson: a picture that lies in a folder under two names would be trained on, and judge what
+    was learned from it. Copies go where the first is; a folder without any is split as ever."""
+    rng, n = np.random.default_rng(0), 1000
+    contents = torch.from_numpy(rng.integers(0, 500, n))                   # some once, some often
+    parts, alone = pictures.split_pictures(n, 5, contents), pictures.split_pictures(n, 5)
+    sets = {name: set(contents[part].tolist()) for name, part in parts.items()}
+    assert not (sets["training"] & sets["test"] or sets["training"] & sets["adversary"]
+                or sets["adversary"] & sets["test"])
+    assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(n))
+    assert 0.05 * n < len(parts["test"]) < 0.15 * n            # still about a tenth
+    assert set(contents[alone["training"]].tolist()) & set(contents[alone["test"]].tolist())
+    same = pictures.split_pictures(n, 5, torch.arange(n) * 7)              # control: no copies
+    assert all(np.array_equal(same[name], alone[name]) for name in alone)
+    # A run says whether it has copies; one that began before they were kept together says nothing.
+    o = types.SimpleNamespace(evaluate_kimg=1.0, seed=5)
+    split = pictures.find_split(o, None, None, contents, n)
+    assert split == {"seed": 5, "images": n, "twins": n - len(contents.unique())}
+    assert pictures.find_split(o, None, None, torch.arange(n), n) == {"seed": 5, "images": n}
+    for which, wanted in ((split, parts), ({"seed": 5, "images": n}, alone)):
+        again = pictures.parts_of(which, contents)
+        assert all(np.array_equal(again[name], wanted[name]) for name in wanted)
+    # evaluate.py finds the same parts again; of other pictures, those that were not trained on.
+    checkpoint = {"progress": {"pictures": "x", "contents": contents, "split": split}}
+    source = pictures.Source("folder", "p", [], "y")
+    adversary, test, _ = measuring.find_parts(checkpoint, n, source, contents)
+    assert np.array_equal(test, parts["test"]) and np.array_equal(adversary, parts["adversary"])
+    mixed = torch.cat([contents[:100], torch.arange(1000, 1200)])
+    found = np.concatenate(measuring.find_parts(checkpoint, 300, source, mixed)[:2])
+    assert set(mixed[found].tolist()) == set(mixed.tolist()) - sets["training"]
+    # And of real files: 12 colours, each under two names.
+    for path in list(photos.rglob("*.png")):
+        shutil.copyfile(path, path.with_name(f"copy of {path.name}"))
+    o = types.SimpleNamespace(data=photos, resolution=16, cache=tmp_path / "cache", max_bad=1.0,
+                              seed=1, allow_upsampling=False, evaluate_kimg=1.0, no_flip=True,
+                              workers=0)
+    run = data.Pictures(o, pictures.machine.Team(torch.device("cpu")))
+    reds = {name: run.dataset(16, name).__getitems__(range(48))[:, 0, 0, 0].tolist()
+            for name in ("training", "test")}
+    assert run.split["twins"] == 12 and reds["test"]
+    assert not set(reds["training"]) & set(reds["test"])
 
 
 # ---- painted_faces.py ----

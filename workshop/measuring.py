@@ -204,12 +204,12 @@ def find_parts(checkpoint, n, source, contents, named=True):
         if split["images"] != n:
             raise UserError(f"duality_gap: of these pictures {n} are usable, and when they were "
                             f"split {split['images']} were, so nobody knows which were held out")
-        parts = pictures.split_pictures(n, split["seed"])
+        parts = pictures.parts_of(split, contents)
         return parts["adversary"], parts["test"], ""
     places, seen = np.arange(n), 0
     if known is not None and contents is not None:
         if split:
-            known = known[pictures.split_pictures(len(known), split["seed"])["training"]]
+            known = known[pictures.parts_of({**split, "images": len(known)}, known)["training"]]
         places = np.flatnonzero(~np.isin(contents.numpy(), known.numpy()))
         seen = n - len(places)
         if not len(places):
@@ -265,5 +265,6 @@ def real_features(features, dataset, n, batch, device, alpha, cache):
             with written(path) as temporary:
                 np.save(temporary, points.numpy())
         except OSError as error:                               # they are computed again next time
-            print(f"note: {path} cannot be written ({error.strerror})", file=sys.stderr)
+            with contextlib.suppress(OSError):                 # stderr may be on the same disk
+                print(f"note: {path} cannot be written ({error.strerror})", file=sys.stderr)
     return points

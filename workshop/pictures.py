@@ -19,6 +19,8 @@ import pathlib
 import shutil
 import signal
 import stat
+import struct
+import sys
 import tempfile
 import time
 import warnings
@@ -45,13 +47,30 @@ NEEDS = {".webp": "webp", ".jp2": "jpg_2000", ".j2k": "jpg_2000", ".avif": "avif
 # Proved: tests/test_pictures.py::test_a_photo_that_is_postscript_starts_nothing
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 
-# The most that a member of a .zip may be when it is unpacked: 268 MB, three bytes for each pixel of
-# the largest picture that Pillow opens without a warning. 2 MB of zip can hold 2 GB of zeros.
-MOST_BYTES = 3 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+# The most pixels that are decoded, and the most bytes of a file, or of a member of a .zip when it
+# is unpacked. So one picture takes less than 1 GiB and 5 s of CPU time, in each of these formats; a
+# file of 11 kB can hold 88 million pixels, and 2 MB of .zip 2 GB of zeros. (Of a JPEG, only a part
+# of the pixels is decoded (`read_picture`), so it may have more: as many as Pillow opens.)
+# Proved: tests/test_pictures.py::test_a_picture_of_too_many_pixels_or_bytes_is_named,
+#         and experiments/hostile.py, which tries it
+MOST_PIXELS = 50_000_000
+MOST_BYTES = 4 * MOST_PIXELS
 
 
 class DataError(UserError):
-    """The pictures cannot be used as they are. The message is one sentence for the user."""
+    """The pictures cannot be used as they are. The message is one sentence for the user.
+
+    A name of a file is a stranger's word, and is shown without escape codes and line breaks.
+    Proved: tests/test_pictures.py::test_the_name_of_a_picture_cannot_write_to_the_terminal
+    """
+
+    def __init__(self, message):
+        super().__init__(_printable(message))
+
+
+def _printable(text):
+    """A text in which file names may stand, on one line and without escape codes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 # ---- 1. Finding and reading ------------------------------------------------------------------
@@ -90,11 +109,13 @@ def find_pictures(path):
         try:
             with zipfile.ZipFile(path) as archive:
                 members = [m for m in archive.infolist() if not m.is_dir()]
-        except zipfile.BadZipFile as error:
-            raise DataError(f"{path}: a damaged .zip ({error})") from None
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+            raise DataError(f"{path}: a damaged .zip, or of no known kind ({error})") from None
         kinds = [(m, _kind(pathlib.PurePosixPath(m.filename))) for m in members]
         left = collections.Counter(kind for _, kind in kinds if kind)
-        members = sorted((m for m, kind in kinds if kind == ""), key=lambda m: m.filename)
+        usable = {m.filename: m for m, kind in kinds if kind == ""}        # the last of each name
+        left["with the name of another"] = sum(kind == "" for _, kind in kinds) - len(usable)
+        members = [usable[name] for name in sorted(usable)]
         stamp = _digest([(m.filename, m.file_size, m.CRC) for m in members])
         source = Source("zip", str(path), [m.filename for m in members], stamp, _in_words(left))
     elif path.is_file():
@@ -150,7 +171,8 @@ def _kind(relative):
     """Of a file's path: "" for a picture, None for what nobody misses, else what to call it."""
     # Names that begin with a dot, and __MACOSX, are what macOS leaves behind: "._photo.jpg" is
     # 4 KB of icon, not a photo.
-    if any(part.startswith(".") or part == "__MACOSX" for part in relative.parts):
+    # (".." in a .zip is no such name; nothing is unpacked, so it leads nowhere.)
+    if any(part.startswith(".") and part != ".." or part == "__MACOSX" for part in relative.parts):
         return None
     suffix = relative.suffix.lower()
     if suffix in SUFFIXES and (suffix not in NEEDS or _pillow_has(NEEDS[suffix])):
@@ -165,7 +187,7 @@ def _pillow_has(feature):
 
 def _in_words(left):
     """Counter -> "12 .heic, 1 .txt"."""
-    return ", ".join(f"{number} {kind}" for kind, number in left.most_common())
+    return ", ".join(f"{number} {kind}" for kind, number in left.most_common() if number)
 
 
 def painted_faces(numbers):
@@ -199,15 +221,124 @@ def open_picture(source, number, bare=False):
     """
     name = source.names[number]
     if source.kind == "zip":
-        archive = _open_zip(source.path, os.getpid())
-        size = archive.getinfo(name).file_size                 # zipfile reads no more than it says
-        if size > MOST_BYTES:
-            raise DataError(f"{_bytes(size)} when it is unpacked; no more than "
-                            f"{_bytes(MOST_BYTES)} are read")
-        file = io.BytesIO(archive.read(name))
+        file = io.BytesIO(_unpack(_open_zip(source.path, os.getpid()), name))
+        _check_door(file)
     else:
         file = os.path.join(source.path, name)
+        with open(file, "rb") as inside:
+            size = os.fstat(inside.fileno()).st_size
+            if size > MOST_BYTES:
+                raise DataError(f"{_bytes(size)}; no more than {_bytes(MOST_BYTES)} are read")
+            _check_door(inside)
     return Image.open(_bare_png(file) if bare else file, formats=_formats())
+
+
+def _unpack(archive, name):
+    """The bytes of a member of a .zip. What it says of its size is looked at, and not believed.
+
+    Python's zipfile would unpack 1 GiB to find that a member is not the 9 bytes that it claims to
+    be; of bzip2 and LZMA, all.
+    Errors: DataError.
+    Proved: tests/test_pictures.py::test_a_zip_member_that_lies_about_its_size_is_not_unpacked
+    """
+    about = archive.getinfo(name)
+    if about.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError("neither stored nor deflated in the .zip, and read in no other way")
+    if about.file_size > MOST_BYTES:
+        raise DataError(f"{_bytes(about.file_size)} when it is unpacked; no more than "
+                        f"{_bytes(MOST_BYTES)} are read")
+    with archive.open(name) as member:
+        data = member.read(about.file_size + 1)        # the one more: its end, and its CRC
+    if len(data) != about.file_size:
+        raise DataError("not as long as the .zip says")
+    return data
+
+
+# Bytes that one value of each type takes in a TIFF directory.
+SIZES = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8])
+
+
+def _check_door(file):
+    """Look at what Pillow would follow before it compares the size of a picture with its limit.
+
+    Why:    each of 65,535 tags of a TIFF, or of a JPEG's EXIF data, may name the whole file as its
+            value, and Pillow would copy it as often: 240 kB became 3.6 GB. Their values cannot need
+            more room than there is. A WebP of 100 bytes that claims 16,383 x 16,383 took 2 GB.
+    Errors: DataError. Leaves `file` at its begin.
+    Proved: tests/test_pictures.py::test_tags_cannot_claim_more_than_the_file,
+            ::test_a_webp_is_as_large_as_its_header_says
+    """
+    head = file.read(30)
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP" and len(head) == 30:
+        width, height = _size_of_webp(head)
+        _check_size(width, height)
+    elif head[:3] == b"\xff\xd8\xff":
+        exif = _exif_of_jpeg(file)
+        _check_directory(io.BytesIO(exif), len(exif))
+    else:
+        _check_directory(file, file.seek(0, os.SEEK_END))
+    file.seek(0)
+
+
+def _check_size(width, height):
+    if width * height > MOST_PIXELS:
+        raise DataError(f"{width}x{height}; no more than {MOST_PIXELS // 10 ** 6} million pixels "
+                        f"are read")
+
+
+def _size_of_webp(head):
+    """(width, height) by the first 30 bytes: of a file with extensions, without loss, or else."""
+    if head[12:16] == b"VP8X":
+        return tuple(1 + int.from_bytes(head[at:at + 3], "little") for at in (24, 27))
+    if head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return 1 + bits % 2 ** 14, 1 + (bits >> 14) % 2 ** 14
+    return tuple(int.from_bytes(head[at:at + 2], "little") % 2 ** 14 for at in (26, 28))
+
+
+def _exif_of_jpeg(file):
+    """All parts of it in the order of the file, joined as Pillow joins them.
+
+    Errors: DataError if there is much junk between them, through which Pillow goes byte by byte.
+    """
+    parts, junk = [], 0
+    file.seek(2)
+    while (one := file.read(1)) and junk < 65_536:             # more than any camera leaves there
+        kind = file.read(1) if one == b"\xff" else b"\0"
+        if kind in (b"\0", b"\xff"):
+            junk += 1
+            file.seek(-(kind == b"\xff"), os.SEEK_CUR)
+        elif kind == b"\xda":                                  # pixels begin
+            break
+        elif not b"\xd0" <= kind <= b"\xd9" and kind != b"\1":     # those have no length
+            length = max(2, int.from_bytes(file.read(2), "big"))
+            data = file.read(length - 2)
+            if kind == b"\xe1" and data[:6] == b"Exif\0\0":
+                parts.append(data[6:])
+    if junk >= 65_536:
+        raise DataError("much between its parts that belongs to none")
+    return b"".join(parts)
+
+
+def _check_directory(file, size):
+    """The first TIFF directory of a file; of what is no TIFF, nothing."""
+    file.seek(0)
+    head = file.read(16)
+    order = {b"II": "<", b"MM": ">"}.get(head[:2])
+    if order is None or len(head) < 16:
+        return
+    large = 43 in head[2:4]                                    # BigTIFF
+    at = np.frombuffer(head, order + ("u8" if large else "u4"), 1, 8 if large else 4)[0]
+    file.seek(min(int(at), size))
+    count = int.from_bytes(file.read(8 if large else 2), "little" if order == "<" else "big")
+    number = order + ("u8" if large else "u4")
+    tag = np.dtype([("name", order + "u2"), ("type", order + "u2"), ("count", number),
+                    ("value", number)])
+    block = file.read(min(count * tag.itemsize, size))
+    tags = np.frombuffer(block[:len(block) // tag.itemsize * tag.itemsize], tag)
+    sizes = np.append(SIZES, 0.0)[np.minimum(tags["type"], len(SIZES))]    # 0: of no known type
+    if (tags["count"] * sizes).sum() > size:
+        raise DataError("its tags claim more bytes than there are")
 
 
 @functools.lru_cache
@@ -223,13 +354,17 @@ def _use_picture(use, source, number):
     generators store more text in there than Pillow takes, and the pixels are sound.
     Proved: tests/test_pictures.py::test_what_is_written_about_a_picture_does_not_damage_it
     """
-    try:
-        return use(open_picture(source, number))
-    except ValueError as error:
+    with warnings.catch_warnings():                            # of what is odd, or large, in there
+        warnings.simplefilter("ignore")
         try:
-            return use(open_picture(source, number, bare=True))
-        except _NoPng:
-            raise error from None
+            return use(open_picture(source, number))
+        except DataError:
+            raise
+        except ValueError as error:
+            try:
+                return use(open_picture(source, number, bare=True))
+            except _NoPng:
+                raise error from None
 
 
 class _NoPng(Exception):
@@ -267,7 +402,12 @@ def to_rgb(image):
     Proved: tests/test_pictures.py::test_every_mode_becomes_the_right_rgb,
             ::test_numbers_without_a_known_white_are_named
     """
+    image.load()                                               # what is written behind the pixels
     try:
+        exif = image.info.get("exif", b"")
+        _check_directory(io.BytesIO(exif.removeprefix(b"Exif\0\0")), len(exif))
+        if len(image.info.get("Raw profile type exif", "")) > 2 ** 17:     # ImageMagick's, in hex
+            raise DataError("more than the 64 kB of EXIF data")
         with warnings.catch_warnings():                        # of what is odd in there
             warnings.simplefilter("ignore")
             turn = UPRIGHT.get(image.getexif().get(0x0112))
@@ -277,15 +417,17 @@ def to_rgb(image):
         image = image.transpose(turn)
     if image.mode == "I" or image.mode.startswith("I;16"):                 # 16 bits of grey
         values = np.asarray(image)
-        if values.max() > 65535:
-            raise DataError(f"its numbers go up to {values.max()}, and 16 bits are read")
-        image = Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+        if values.max() > 65535 or values.min() < 0:
+            raise DataError(f"its numbers go from {values.min()} to {values.max()}, and 16 bits "
+                            f"are read")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode == "F":                                    # floats: 0..1, or else 0..255
         values = np.asarray(image)
-        if not np.isfinite(values).all() or values.max() > 255:
+        low, high = values.min(), values.max()                 # nan, if there is one
+        if not (0 <= low and high <= 255):
             raise DataError("its floats are neither from 0 to 1 nor from 0 to 255")
-        values = values * 255 if values.max() <= 1 else values
-        image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+        values = values * (255 if high <= 1 else 1)
+        image = Image.fromarray(values.round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -302,6 +444,7 @@ def read_picture(source, number, resolution):
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the time. At twice
         # the resolution or more, so that the antialiasing below still decides what it looks like.
         image.draft(None, (2 * resolution, 2 * resolution))
+        _check_size(*image.size)
         return to_rgb(image)
     image = _use_picture(decode, source, number)
     side = min(image.size)
@@ -383,7 +526,10 @@ def pack_pictures(source, resolution, cache="cache", workers=1, max_bad=1.0,
             ::test_an_interrupted_cache_is_built_again, ::test_the_disk_is_checked_before_writing,
             ::test_a_cache_that_was_copied_in_part_is_packed_again
     """
-    cache = pathlib.Path(cache)
+    tell, cache = report, pathlib.Path(cache)
+
+    def report(line):
+        tell(_printable(line))
     where = source.path if source.kind == "painted" else str(pathlib.Path(source.path).resolve())
     stem = pathlib.Path(where).stem or "pictures"
     fingerprint = _digest([2, where, source.stamp, resolution, allow_upsampling])
@@ -565,6 +711,8 @@ def _build(source, where, resolution, folder, workers, allow_upsampling, report,
         line += (f", so the {resolution} px level ({_bytes(room[resolution])}) is left out and "
                  f"the originals are read at {resolution} px")
     report(line + ".")
+    if sys.stdout:                             # is another disk full, that of what is printed?
+        sys.stdout.flush()
 
     partial = pathlib.Path(tempfile.mkdtemp(prefix=folder.name + ".partial-", dir=folder.parent))
     try:
@@ -588,8 +736,8 @@ def _build(source, where, resolution, folder, workers, allow_upsampling, report,
                 os.utime(partial)                              # "still alive"
         lines = [f"{name}: damaged, skipped: {reason}" for name, reason in damaged]
         lines += [f"{name}: only {reason}" for name, reason in small]
-        (partial / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8",
-                                            errors="replace")
+        (partial / "report.txt").write_text(
+            "".join(_printable(line) + "\n" for line in lines), encoding="utf-8")
         np.save(partial / "checks.npy", np.array(checks, np.uint32).reshape(-1, len(levels)).T)
         if source.kind != "painted":
             np.save(partial / "contents.npy", np.array(contents, np.int64))
@@ -607,6 +755,10 @@ def _build(source, where, resolution, folder, workers, allow_upsampling, report,
         if _read_index(folder) is None:            # else another run was faster, and may use it
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
+    except OSError as error:                                   # the disk is full after all
+        reason = error.strerror or str(error).splitlines()[-1]
+        raise DataError(f"{folder}: cannot be packed ({reason}); free some room, or name another "
+                        f"disk with --cache") from None
     finally:
         machine.unlock(partial / "lock")
         shutil.rmtree(partial, ignore_errors=True)             # interrupted, or already renamed
@@ -722,32 +874,46 @@ def quiet_worker(worker_id):
 # ---- 3. Held-out pictures --------------------------------------------------------------------
 
 
-def split_pictures(n, seed=0):
+def split_pictures(n, seed=0, contents=None):
     """{"training", "adversary", "test"}: places 0..n-1, each in one of them; 80, 10 and 10 %.
 
     Why:    the duality gap (evaluate.py) asks how D judges pictures that no network has learned
             from: one part to find the worst opponents with, another to measure them on. A picture
-            belongs to one part whole: with its mirror image and at every resolution.
+            belongs to one part whole: with its mirror image, at every resolution, and with its
+            copies under other names, if contents (`contents_of`) are given: where the first is.
     Paper:  Grnarova et al. 2019 (arXiv 1811.05512): three disjoint sets.
     State:  none: the split is a function of n and the seed, so it can be found again.
-    Proved: tests/test_pictures.py::test_the_split_is_disjoint_by_image_and_repeatable
+    Proved: tests/test_pictures.py::test_the_split_is_disjoint_by_image_and_repeatable,
+            ::test_copies_of_a_picture_are_on_one_side_of_the_split
     """
-    places, held_out = np.random.default_rng([seed, n, 80]).permutation(n), n // 10
-    return {"test": np.sort(places[:held_out]),
-            "adversary": np.sort(places[held_out:2 * held_out]),
-            "training": np.sort(places[2 * held_out:])}
+    order, held_out = np.random.default_rng([seed, n, 80]).permutation(n), n // 10
+    part = np.zeros(n, int)                                    # 0: training
+    part[order[:held_out]], part[order[held_out:2 * held_out]] = 2, 1
+    if contents is not None:
+        _, first, which = np.unique(contents, return_index=True, return_inverse=True)
+        part = part[first[which]]
+    return {name: np.flatnonzero(part == k)
+            for k, name in enumerate(("training", "adversary", "test"))}
+
+
+def parts_of(split, contents):
+    """`split_pictures` as a run's split says. One that was made before copies were kept together,
+    or that has none, is found again as it was."""
+    return split_pictures(split["images"], split["seed"], contents if split.get("twins") else None)
 
 
 def find_split(o, checkpoint, source, contents, images):
-    """{"seed", "images"} of the split that --evaluate-kimg asks for (`split_pictures`), or that
-    the run began with; else None.   images: how many usable pictures there are, `contents` which.
+    """{"seed", "images"} of the split that --evaluate-kimg asks for (`parts_of`), or that the run
+    began with; else None. If there are copies, also "twins", how many pictures are those of others.
+    images:  how many usable pictures there are, `contents` which.
 
     Errors: UserError if pictures would be held out that the networks have already learned from.
     Proved: tests/test_run.py::test_what_was_held_out_stays_held_out
     """
     if checkpoint is None:
-        wanted = o.evaluate_kimg is not None
-        return {"seed": o.seed, "images": images} if wanted else None
+        twins = 0 if contents is None else images - len(contents.unique())
+        wanted = {"seed": o.seed, "images": images, **({"twins": twins} if twins else {})}
+        return wanted if o.evaluate_kimg is not None else None
     split = checkpoint["progress"].get("split")
     if split is None and o.evaluate_kimg is not None:
         raise UserError("--evaluate-kimg: this run has learned from all of its pictures, and none "
