@@ -5,7 +5,7 @@
 
 Read before: generate.py, project.py.     Read next: import_checkpoint.py
 Paper:   that of each control stands beside it, on the page and in `SAYS`.
-Needs:   torch, torchvision, numpy, Pillow, tqdm; for the page gradio >= 6.20. A CPU is enough.
+Needs:   torch, torchvision, numpy, Pillow, tqdm; for the page gradio >= 6.27. A CPU is enough.
 Letters: N images in the batch; L style layers; S size of w; R pixels a side. Images lie in [-1, 1].
 
 A figure of generate.py shows what somebody has chosen. Here one turns a control and sees what it

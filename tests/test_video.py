@@ -96,7 +96,9 @@ def test_a_video_lasts_as_long_as_it_should(tmp_path, encoder, suffix, fps, step
     path = tmp_path / f"loop{suffix}"
     video.write_video(path, iter(frames_of(30)), 30, fps)
     _, durations = read(path)
-    assert set(durations) == steps and sum(durations) == pytest.approx(30_000 / fps, abs=1)
+    # Older ffmpegs (4.2) let the last frame of a GIF last 10 ms longer.
+    more = 10 if suffix == ".gif" else 0
+    assert set(durations) == steps and -1 <= sum(durations) - 30_000 / fps <= 1 + more
 
 
 def test_memory_does_not_grow_with_the_length(tmp_path):

@@ -126,7 +126,7 @@ def keep_freed_memory():
 def share_heaps():
     """Let the threads of a server share two heaps. To be called before there are threads.
 
-    Why:    glibc gives threads heaps of their own, up to eight for each core. Holes in one are of no
+    Why:    glibc gives threads heaps of their own, up to eight for each core. Holes in one are no
             use to another, and a server whose calls come to any of its threads grows for hours.
     [MACHINE] Linux with glibc (M_ARENA_MAX); experiments/explore.py load measures it. Elsewhere
               nothing is done.

@@ -2,7 +2,7 @@
 
 Used by: explore.py, whose `SAYS` holds the sentences beside the controls, and whose Networks make
          all that is shown.
-Needs:   gradio >= 6.20 (pip install -r requirements-extra.txt), imported by `import_gradio` only.
+Needs:   gradio >= 6.27 (pip install -r requirements-extra.txt), imported by `import_gradio` only.
          Importing this file reads no file, no argv, no clock.
 
   1. gradio    imported without telemetry; what is asked of its server
@@ -72,9 +72,10 @@ def import_gradio():
         from gradio import processing_utils
     except ImportError:
         raise UserError("needs gradio: pip install -r requirements-extra.txt") from None
-    if tuple(map(int, gradio.__version__.split(".")[:2])) < (6, 20):
-        raise UserError(f"needs gradio 6.20, the first without a known hole (CVE-2026-59806), and "
-                        f"this is {gradio.__version__}: pip install -r requirements-extra.txt")
+    if tuple(map(int, gradio.__version__.split(".")[:2])) < (6, 27):
+        raise UserError(f"needs gradio 6.27, the first that describes a picture to those who hear "
+                        f"it, and this is {gradio.__version__}: pip install -r "
+                        f"requirements-extra.txt")
 
     async def refuse(*_, **__):
         raise ValueError("this page fetches nothing from other machines")

@@ -536,7 +536,8 @@ def numbers_of(first, shape, strides, most):
     No network has a tensor of more than five axes; 100 of them ended the interpreter (numpy 1.26).
     Errors: Unreadable, or any error of what is no shape.
     """
-    if len(shape) > 8 or not all(type(n) is int and 0 <= n < 2 ** 40 for n in (first, *shape, *strides)):
+    sound = all(type(n) is int and 0 <= n < 2 ** 40 for n in (first, *shape, *strides))
+    if len(shape) > 8 or not sound:
         raise Unreadable("has a tensor without a sound shape")
     count = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
     if 0 in shape or first + count > most:
