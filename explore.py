@@ -483,13 +483,13 @@ def main(argv=None):
         with page.LOCK:
             return Network(path, generate.load_model(path, device))
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)              # as Ctrl-C: clean up
     try:
         with machine.in_float32():
             open_network(o.models[0])
             demo = page.make_page({path: functools.partial(open_network, path)
                                    for path in dict.fromkeys(o.models)}, SAYS, o.device)
             print(page.launch(demo, o.host, o.port, password, not o.no_open), flush=True)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)      # as Ctrl-C: clean up
             while True:
                 time.sleep(3600)
     finally:
