@@ -29,7 +29,6 @@ workshop/page.py.
 import functools
 import getpass
 import pathlib
-import signal
 import time
 import zlib
 from typing import NamedTuple
@@ -483,7 +482,6 @@ def main(argv=None):
         with page.LOCK:
             return Network(path, generate.load_model(path, device))
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)              # as Ctrl-C: clean up
     try:
         with machine.in_float32():
             open_network(o.models[0])

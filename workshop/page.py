@@ -24,6 +24,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -85,11 +86,13 @@ def import_gradio():
 
 
 def launch(demo, host, port, password, browser):
-    """Start the server and return its address; it runs in a thread of its own.
+    """Start the server and return its address; it runs in a thread of its own. From here on SIGTERM
+    is as Ctrl-C, so that what the server has written for a while goes when the program does.
 
     Errors: UserError if the port is taken.
     """
     gr = import_gradio()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _, address, _ = demo.launch(
             server_name=host, server_port=port, inbrowser=browser, quiet=True,
