@@ -1,6 +1,6 @@
 """Run by hand: a run that is killed again and again must end as one that was left alone.
 
-    python experiments/kills.py                      50 kills, a quarter of an hour on 2 cores
+    python experiments/kills.py                      50 kills, 7 to 15 minutes on 2 cores
     python experiments/kills.py --kinds two --kills 12
 
 Each kind of run is made once in peace. Then it is made again, and killed with SIGKILL, which no
