@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -573,6 +574,17 @@ def test_of_two_runs_that_pack_at_once_the_first_wins(tmp_path, photos, monkeypa
     second, _ = pack(photos, tmp_path / "cache")
     assert second == first[0] and (second / "in use").exists()
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [second.name]   # no litter
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such modes")
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o700])
+def test_who_may_read_the_cache_is_up_to_its_folder(tmp_path, photos, mode):
+    """Lesson: a team packs its pictures once. A folder that only its maker may enter makes the
+    others pack them again; but one that was closed stays closed."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(mode)
+    folder = pack(photos, tmp_path / "cache")[0]
+    assert stat.S_IMODE(os.stat(folder).st_mode) == mode
 
 
 def test_an_interrupted_cache_is_built_again(tmp_path, photos, monkeypatch):

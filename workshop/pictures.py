@@ -716,6 +716,9 @@ def _build(source, where, resolution, folder, workers, allow_upsampling, report,
 
     partial = pathlib.Path(tempfile.mkdtemp(prefix=folder.name + ".partial-", dir=folder.parent))
     try:
+        # mkdtemp lets nobody else in. Who may use the cache, its folder says.
+        # Proved: tests/test_pictures.py::test_who_may_read_the_cache_is_up_to_its_folder
+        shutil.copymode(folder.parent, partial)
         machine.lock(partial / "lock")
         for r in levels:
             np.lib.format.open_memmap(partial / f"{r}.npy", mode="w+", dtype=np.uint8,
