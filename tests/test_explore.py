@@ -5,9 +5,11 @@ What holds for the networks of both papers is tested with both (`both`).
 
 import asyncio
 import importlib
+import inspect
 import os
 import pathlib
 import shlex
+import signal
 import socket
 import sys
 import threading
@@ -444,6 +446,26 @@ def test_gradio_is_told_to_ask_nobody(monkeypatch):
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert os.environ["NO_PROXY"] == "example.org,localhost,127.0.0.1"
     assert os.environ["GRADIO_TEMP_DIR"].startswith(str(page.folder()))
+
+
+@needs_gradio
+def test_what_nobody_asked_for_is_switched_off():
+    """Lesson: each part of a server that runs is one that may have a hole (CVE-2026-134825 is one of
+    gradio's server-side rendering together with its history)."""
+    asked = {}
+
+    def launch(**words):
+        asked.update(words)
+        return None, "http://127.0.0.1:7860/", None
+
+    before = signal.getsignal(signal.SIGTERM)
+    page.launch(types.SimpleNamespace(launch=launch), "127.0.0.1", None, None, False)
+    signal.signal(signal.SIGTERM, before)
+    for name in ("share", "ssr_mode", "run_history", "mcp_server", "enable_monitoring", "pwa"):
+        assert asked[name] is False
+    assert asked["auth"] is None and asked["server_name"] == "127.0.0.1"
+    known = inspect.signature(page.import_gradio().Blocks.launch).parameters
+    assert set(asked) <= set(known)                            # control: gradio has such switches
 
 
 @needs_gradio
