@@ -787,6 +787,28 @@ def test_a_run_that_is_killed_between_two_files_writes_both(few_faces, tmp_path,
     assert checkpoints.load_checkpoint(folder / "checkpoint-4.pt")["progress"]["resolution"] == 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("count, alike, words", [
+    (1, True, ""), (20, True, ""), (1, True, "--growth morph --morph-kimg 0.03"),
+    (20, False, "--batch 1"),
+    (20, False, "--batch 1 --architecture stylegan2 --path-interval 2")])
+def test_the_poorest_pictures_train_to_the_end(few_faces, tmp_path, count, alike, words):
+    """Lesson: one picture, many that are all black, one at a time: deviations are 0 then, and what is
+    divided by them must not be. All numbers are finite, and so are the weights that are kept."""
+    (tmp_path / "photos").mkdir()
+    for k in range(count):
+        grey = np.full((16, 16, 3), 0 if alike else 10 * k, np.uint8)
+        Image.fromarray(grey).save(tmp_path / "photos" / f"{k}.png")
+    assert train.main([*tiny.RUN, "--data", "photos", "--fade-kimg", "0.03", "--stabilize-kimg",
+                       "0.03", "--total-kimg", "0.16", "--out", "run", *words.split()]) == 0
+    lines = tiny.log_of(tmp_path / "run")
+    assert lines[-1]["resolution"] == 16 and lines[-1]["nimg"] >= 160
+    for line in lines:
+        assert all(math.isfinite(value) for value in line.values() if isinstance(value, float))
+        assert (line["real_distance"] == 0) == alike           # control: they are what they should
+    checkpoints.load_checkpoint(tmp_path / "run" / "checkpoint.pt")        # refuses what is not
+
+
 def test_what_was_held_out_stays_held_out(few_faces, tmp_path, capsys, monkeypatch):
     """Lesson: of every picture that training asks for, none is of the adversary or test part; and a
     run whose pictures have all been seen, or have changed, cannot hold any out."""
