@@ -450,8 +450,8 @@ def test_gradio_is_told_to_ask_nobody(monkeypatch):
 
 @needs_gradio
 def test_what_nobody_asked_for_is_switched_off():
-    """Lesson: each part of a server that runs is one that may have a hole (CVE-2026-134825 is one of
-    gradio's server-side rendering together with its history)."""
+    """Lesson: each part of a server that runs may have a hole (CVE-2026-134825 is one of gradio's
+    server-side rendering together with its history)."""
     asked = {}
 
     def launch(**words):

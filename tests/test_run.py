@@ -793,8 +793,8 @@ def test_a_run_that_is_killed_between_two_files_writes_both(few_faces, tmp_path,
     (20, False, "--batch 1"),
     (20, False, "--batch 1 --architecture stylegan2 --path-interval 2")])
 def test_the_poorest_pictures_train_to_the_end(few_faces, tmp_path, count, alike, words):
-    """Lesson: one picture, many that are all black, one at a time: deviations are 0 then, and what is
-    divided by them must not be. All numbers are finite, and so are the weights that are kept."""
+    """Lesson: one picture, many that are all black, one at a time: deviations are 0 then, and what
+    is divided by them must not be. All numbers are finite, and so are the weights that are kept."""
     (tmp_path / "photos").mkdir()
     for k in range(count):
         grey = np.full((16, 16, 3), 0 if alike else 10 * k, np.uint8)
