@@ -1,4 +1,4 @@
-"""evaluate.py: is it any good? Numbers for a checkpoint, and what each can tell.   (10th)
+"""evaluate.py: is it any good? Numbers for a checkpoint, and what each can tell.   (11th)
 
     python evaluate.py runs/00000-faces --metrics duality_gap
     python evaluate.py runs/00000-faces --features efficientnet-lite0 --images 500 --metrics kid

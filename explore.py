@@ -1,4 +1,4 @@
-"""explore.py: the latent space in a browser.   (11th)
+"""explore.py: the latent space in a browser.   (12th)
 
     pip install -r requirements-extra.txt
     python explore.py runs/00000-faces/checkpoint.pt

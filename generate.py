@@ -1,4 +1,4 @@
-"""generate.py: pictures from a checkpoint: samples, the papers' figures, videos.   (8th)
+"""generate.py: pictures from a checkpoint: samples, the papers' figures, videos.   (9th)
 
     python generate.py runs/00000-faces/checkpoint.pt samples --seeds 0-31
     python generate.py runs/00000-faces/checkpoint.pt mixing --out mixing.png

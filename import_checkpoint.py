@@ -1,5 +1,5 @@
 """import_checkpoint.py: a public StyleGAN checkpoint becomes ours; nothing in it is run.
-                                                                      (12th in the reading order)
+                                                                      (13th in the reading order)
 
     python import_checkpoint.py karras2019stylegan-ffhq-1024x1024.pkl
     python import_checkpoint.py tests/data/official_stylegan.pkl tiny.pt       a second, on any CPU

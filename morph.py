@@ -4,7 +4,7 @@
     python train.py --resume small-morphed.pt      goes on from there
     python train.py --growth morph                 every doubling of a run; no data needed
 
-Read before: stylegan_models.py, convert_resolution.py.     Read next: generate.py
+Read before: stylegan_models.py, convert_resolution.py.     Read next: augment.py
 Paper:   Wei et al. 2016, "Network Morphism" (arXiv 1603.01670), section 3; what it replaces: Karras
          et al. 2018, "ProGAN" (arXiv 1710.10196), section 2.
 Needs:   torch, numpy; a CPU is enough. Importing this file reads no file, no argv, no clock.

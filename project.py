@@ -1,4 +1,4 @@
-"""project.py: a photograph becomes a w.   (9th)
+"""project.py: a photograph becomes a w.   (10th)
 
     python project.py runs/00000-faces/checkpoint.pt photo.png
     python generate.py runs/00000-faces/checkpoint.pt mixing --w photo-projected.npz

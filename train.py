@@ -68,6 +68,7 @@ from typing import NamedTuple
 
 import torch
 
+import augment
 import morph
 import stylegan_dataloader as data
 import stylegan_models as models
@@ -199,8 +200,8 @@ def discriminator_turn(G, D, reals, z, mixes, alpha, r1_factor):
 
     Shapes: reals [N, 3, R, R] in [-1, 1]; z [N, K, latent]; mixes, style rows [N, L].
     Units:  r1_factor as `r1_weight` gives it, or None in the steps without the penalty.
-    Returns the means [loss, D(real), D(fake), R1] as a tensor on the device: asking for numbers
-            would make the CPU wait for the GPU in every step.
+    Returns the means [loss, D(real), D(fake), R1, sign D(real)] as a tensor on the device: asking
+            for numbers would make the CPU wait for the GPU in every step.
             Proved: tests/test_train.py::test_no_step_asks_a_tensor_for_a_number
     How:    two backward passes, whose gradients add up to that of the whole loss. So what the
             reals needed, most of all R1's derivative of a derivative, is free again before the
@@ -220,7 +221,8 @@ def discriminator_turn(G, D, reals, z, mixes, alpha, r1_factor):
     fake_scores = D(fakes, alpha)                                          # [N, 1]
     fake_loss = loss_on_fakes(fake_scores)
     fake_loss.backward()
-    return torch.stack([real_loss + fake_loss, real_scores.mean(), fake_scores.mean(), r1]).detach()
+    return torch.stack([real_loss + fake_loss, real_scores.mean(), fake_scores.mean(), r1,
+                        real_scores.sign().mean()]).detach()
 
 
 def generator_turn(G, D, z, mixes, resolution, alpha):
@@ -228,10 +230,12 @@ def generator_turn(G, D, z, mixes, resolution, alpha):
 
     Shapes: as in D's turn.
     """
+    learning = [p for p in D.parameters() if p.requires_grad]      # all, without --freeze-d
     D.requires_grad_(False)                            # D judges, and does not learn here
     loss = generator_loss(D(G(z, mixes, resolution=resolution, alpha=alpha), alpha))
     loss.backward()
-    D.requires_grad_(True)
+    for parameter in learning:
+        parameter.requires_grad_(True)
     return loss.detach()
 
 
@@ -265,7 +269,7 @@ def training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor, path_fa
             minibatch stddev are those of the whole batch if N / A is a multiple of 4. (Only w_avg,
             and the mean of path lengths, move once for each part.)
             team: under torchrun, gradients are averaged over the processes (machine.py, part 3).
-    Returns a tensor [9]: the means that `workshop.run.LOGGED` names, with a 1 behind a penalty
+    Returns a tensor [10]: the means that `workshop.run.LOGGED` names, with a 1 behind a penalty
             that was due.
     Proved: tests/test_train.py::test_accumulating_is_the_same_step
     """
@@ -286,7 +290,7 @@ def training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor, path_fa
     G_opt.step()
     G_opt.zero_grad()
     due = [torch.full_like(loss_g, factor is not None) for factor in (r1_factor, path_factor)]
-    return torch.stack([said_d[0], loss_g, *said_d[1:], due[0], *said_path, due[1]])
+    return torch.stack([said_d[0], loss_g, *said_d[1:4], due[0], *said_path, due[1], said_d[4]])
 
 
 # ---- 4. The game -----------------------------------------------------------------------------
@@ -310,7 +314,12 @@ def main(argv=None):
     if o.compile:
         machine.compile_blocks(G, D)
     G_opt, D_opt = new_adam(G), new_adam(D)
-    run = Run(o, team, pictures, stages, G, D, G_ema, G_opt, D_opt)    # folder, log, checkpoints
+    # For few pictures (augment.py): D may see real and made ones through random changes, and a part
+    # of it may stay as it is. `judge` is D; or D behind these changes, which `strength` controls.
+    judge, strength = augment.in_front_of(D, o.augment, o.device)
+    if o.freeze_d:
+        augment.freeze(D, o.freeze_d)
+    run = Run(o, team, pictures, stages, G, D, G_ema, G_opt, D_opt, strength)  # folder, log, files
     # Where it begins: 0, 0, None; or where the checkpoint stood. All else that a run is must be a
     # function of nimg, step and the options, or a resumed run would drift from one never stopped.
     # Proved: tests/test_run.py::test_a_killed_and_resumed_run_ends_with_the_same_bits
@@ -356,8 +365,10 @@ def main(argv=None):
         if o.path_weight and step % o.path_interval == 0:
             path_factor = o.path_weight * o.path_interval      # as `r1_weight` explains
 
-        said = training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor, path_factor,
-                             o.accumulate[r], team)
+        said = training_step(G, judge, G_opt, D_opt, reals, z, mixes, alpha, r1_factor,
+                             path_factor, o.accumulate[r], team)
+        if o.augment == "adaptive":
+            augment.adapt(strength, team.mean(said[-1].clone()), batch)
         step, nimg = step + 1, nimg + batch
         update_ema(G_ema, G, ema_beta(nimg, batch, o.ema_halflife_kimg))
         run.after_step(nimg, step, stage, alpha, grown, said)  # says, shows, measures, keeps

@@ -158,6 +158,8 @@ TRAIN = {
     "--path-interval": Changes("weights", "3", "--architecture stylegan2"),
     "--styles-to-mix": Changes("weights", "3"), "--mixing-probability": Changes("weights", "0"),
     "--ema-halflife-kimg": Changes("weights", "0.0001"),
+    "--augment": Changes("weights", "0.9"),
+    "--freeze-d": "test_augment.py::test_frozen_layers_stay_as_they_are",
     "--accumulate": "test_train.py::test_accumulating_is_the_same_step",
     "--precision": Changes("weights", "bf16"),
     "--compile": "test_evaluate.py::test_a_network_with_a_limit_is_measured_with_it",

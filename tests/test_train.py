@@ -166,7 +166,8 @@ def test_ds_two_backward_passes_are_one_loss(architecture, alpha, unused):
     r1 = losses.r1_penalty(real_scores, reals)
     (loss + 3.0 * r1).backward()
     assert max(relative(a, p.grad) for a, p in zip(ours, used)) < 1e-5
-    judge = torch.stack([loss, real_scores.mean(), fake_scores.mean(), r1])
+    judge = torch.stack([loss, real_scores.mean(), fake_scores.mean(), r1,
+                         (real_scores > 0).float().mean() * 2 - 1])
     assert torch.allclose(said, judge, rtol=1e-5)
     # Controls: the penalty matters; without it none is reported; G is not taught.
     D.zero_grad()

@@ -404,12 +404,14 @@ OPTIONS = {
     "timeout_minutes": number(0.05, 1e6),
     **dict.fromkeys(("path_weight", "max_bad", "total_kimg", "ema_halflife_kimg", "tick_kimg",
                      "samples_kimg", "checkpoint_kimg"), number(0)),
-    "evaluate_kimg": none_or(number(0)),
+    "evaluate_kimg": none_or(number(0)), "freeze_d": none_or(whole(4)),
+    "augment": lambda value: value in ("off", "adaptive") or is_number(value, 0, 1, float),
     **dict.fromkeys(("no_flip", "allow_upsampling", "compile"), yes_or_no)}
 PROGRESS = {
     **dict.fromkeys(("nimg", "step", "steps_since_tick"), whole(0, 10 ** 15)),
     "resolution": none_or(whole(4)), "alpha": number(0, 1),
-    "phase": one_of("stabilize", "fade", "morph"), "collapsed": yes_or_no,
+    "phase": one_of("stabilize", "fade", "morph"),
+    **dict.fromkeys(("collapsed", "by_heart"), yes_or_no), "augment_strength": number(0, 1),
     "pictures": none_or(is_text),
     "split": none_or(lambda split: isinstance(split, dict) and all(
         is_number(split.get(key), 0, 2 ** 62, int) for key in ("seed", "images")))}
@@ -460,7 +462,7 @@ def check_words(checkpoint):
         if "sums" in progress:                         # a number for each of LOGGED in run.py
             length = len(progress["sums"]) if isinstance(progress["sums"], torch.Tensor) and (
                 progress["sums"].dim() == 1) else 0
-            check_tensor("progress sums", progress["sums"], (min(length, 9),))
+            check_tensor("progress sums", progress["sums"], (min(length, 10),))
     if "samples" in checkpoint:
         check_samples(checkpoint["samples"], settings)
 

@@ -77,6 +77,17 @@ def read_table(text, kind=float):
     return table
 
 
+def augmentation(text):
+    """--augment: "off", "adaptive" or a number from 0 to 1, for argparse."""
+    if text in ("off", "adaptive"):
+        return text
+    try:
+        return number_from(0, float, 1)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is none of off, adaptive, and a number from 0 to 1") from None
+
+
 def table_of(kind):
     """A parser of `Table` texts for argparse, with numbers of type `kind`."""
     def parse(text):
@@ -231,8 +242,9 @@ ALWAYS = dict(
     architecture="stylegan", initial_resolution=4, growth="fade", morph_kimg="20", r1_interval=1,
     path_weight=0.0, path_interval=4, styles_to_mix=2, mixing_probability=0.9, seed=0,
     no_flip=False, allow_upsampling=False, max_bad=1.0, cache="cache", data=None, accumulate="1",
-    precision="fp32", compile=False, evaluate_kimg=None, evaluate_metrics="duality_gap",
-    evaluate_features="inception", evaluate_images=2048, timeout_minutes=10.0)
+    precision="fp32", compile=False, augment="off", freeze_d=None, evaluate_kimg=None,
+    evaluate_metrics="duality_gap", evaluate_features="inception", evaluate_images=2048,
+    timeout_minutes=10.0)
 
 # ... and those that depend on what there is. Every value can be overridden on the command line.
 PRESETS = {
@@ -393,6 +405,14 @@ def parse_args(argv=None):
                        help="of mixing styles in a training image (default 0.9, as the paper)")
     group.add_argument("--ema-halflife-kimg", type=amounts, metavar="KIMG",
                        help="half-life of the average of G's weights (official: 10)")
+    group = parser.add_argument_group("few pictures (augment.py explains)")
+    group.add_argument("--augment", metavar="STRENGTH", type=augmentation,
+                       help="show D all pictures, real and made, changed at random: off (default), "
+                       "adaptive (as much as it needs not to learn them by heart), or a "
+                       "probability")
+    group.add_argument("--freeze-d", metavar="R", type=counts,
+                       help="with --resume of a trained network: D's layers of R px and more stay "
+                       "as they are")
     group = parser.add_argument_group("speed and memory")
     group.add_argument("--accumulate", type=table_of(int), metavar="TABLE",
                        help="split a batch into that many parts, one after the other, to need less "
@@ -486,6 +506,12 @@ def complete_options(typed, device, resumed=None, processes=1):
                             "and --growth out")
     elif options["path_weight"]:
         raise UserError("--path-weight is for --architecture stylegan2")
+    if options["freeze_d"] is not None:
+        if resumed is None:
+            raise UserError("--freeze-d is for a D that has learned to see; --resume names it")
+        if not 4 < options["freeze_d"] <= options["resolution"]:
+            raise UserError(f"--freeze-d {options['freeze_d']}: must be above 4, or nothing learns,"
+                            f" and at most {options['resolution']}, or nothing is frozen")
     if resumed is not None and options["growth"] != base["growth"]:
         raise UserError(f"--growth {options['growth']}: the checkpoint grows the other way "
                         f"(python morph.py CHECKPOINT makes one that is morphed)")

@@ -7,7 +7,8 @@ A run's folder:
   settings.json       the command that repeats the run, and where it was resumed
   log.jsonl           a line a tick: losses, variety, speed, memory       (also for TensorBoard)
   metrics.jsonl       a line a measurement (--evaluate-kimg)
-  samples/            reals.png; the same z after as many images as the name says
+  samples/            reals.png; the same z after as many images as the name says; with --augment
+                      augmented.png: reals as D was shown them last
   checkpoint.pt       the newest; checkpoint-R.pt: when resolution R was finished
 """
 
@@ -27,15 +28,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import augment
 import stylegan_dataloader as data
 import stylegan_models as models
 from workshop import UserError, checkpoints, machine, naming, options, pictures, variety
 from workshop.curves import append_line
 
 # What a step returns: means over its batch. loss_d, loss_g without penalties; d_real, d_fake: mean
-# scores. r1_steps, path_steps: 1 if the penalties before them were due in this step.
+# scores. r1_steps, path_steps: 1 if the penalties before them were due in this step. real_signs: of
+# the scores of real pictures; 1 if all are above 0. (Checkpoints hold sums in this order.)
 LOGGED = ("loss_d", "loss_g", "d_real", "d_fake", "r1", "r1_steps",
-          "path_length", "path_penalty", "path_steps")
+          "path_length", "path_penalty", "path_steps", "real_signs")
 
 
 # ---- 1. The sample grid ----------------------------------------------------------------------
@@ -219,15 +222,16 @@ class Run:
     the same decisions at the same step.
     """
 
-    def __init__(self, o, team, pictures, stages, G, D, G_ema, G_opt, D_opt):
+    def __init__(self, o, team, pictures, stages, G, D, G_ema, G_opt, D_opt, strength):
         self.o, self.team, self.pictures, self.stages = o, team, pictures, stages
+        self.strength = strength                               # of --augment: a tensor []
         self.G, self.D, self.G_ema, self.G_opt, self.D_opt = G, D, G_ema, G_opt, D_opt
         self.total = round(1000 * o.total_kimg)
         self.stopped = self.failed = False
         self.sums = torch.zeros(len(LOGGED), device=o.device)          # since the last tick
         self.steps_since_tick = 0
         self.samples = new_samples(o)
-        self.collapsed = False                                 # as the last status line saw it
+        self.collapsed = self.by_heart = False                 # as the last status line saw it
         self.real_distances = {}                               # {(resolution, alpha): distance}
         self.folder = self.board = self.measure = None
         self.unwritten = set()                                 # what the disk did not take
@@ -279,6 +283,9 @@ class Run:
         self.sums[:len(sums)] = sums.to(self.o.device)
         self.steps_since_tick = progress["steps_since_tick"]
         self.collapsed = progress.get("collapsed", False)      # older files do not say
+        self.by_heart = progress.get("by_heart", False)
+        if self.o.augment == "adaptive":
+            self.strength.fill_(progress.get("augment_strength", 0.0))
         before = None
         if progress["resolution"] is not None:
             before = progress["resolution"], progress["phase"] != "stabilize"
@@ -408,6 +415,8 @@ class Run:
                 grid = as_grid(images, self.samples["columns"], o.resolution)
                 self._try("samples", save_grid, self.folder / "samples" / f"{nimg:09d}.png", grid)
                 self._draw("add_image", "samples", grid, nimg, dataformats="HWC")
+                if o.augment != "off":
+                    self._show_augmented(stage.resolution)
             # The disk is full, or the folder has gone: can what counts still be kept?
             keep = keep or len(self.unwritten) > missed
         if tick:
@@ -459,6 +468,14 @@ class Run:
             self.real_distances[r, alpha] = variety.mean_distance(data.fade_reals(reals, alpha))
         return variety.mean_distance(images), self.real_distances[r, alpha]
 
+    def _show_augmented(self, resolution):
+        """augmented.png: the first real pictures as D would see them now (augment.py)."""
+        reals = self.pictures.dataset(resolution)
+        reals = data.to_images(reals.__getitems__(range(len(self.samples["z"]))))
+        seen = augment.augment(reals, self.strength.cpu())
+        self._try("samples", save_grid, self.folder / "samples" / "augmented.png",
+                  as_grid(seen, self.samples["columns"], self.o.resolution))
+
     def _tick(self, samples, reals):
         """A line in log.jsonl, on the screen, and in TensorBoard; a collapse is said once.
 
@@ -468,6 +485,9 @@ class Run:
         line = {"nimg": self.nimg, "step": self.step, "resolution": self.stage.resolution,
                 "phase": self._phase(), "alpha": self.grown,
                 **{key: sums[key] / self.steps_since_tick for key in LOGGED[:4]}}
+        line["real_signs"] = sums["real_signs"] / self.steps_since_tick
+        if self.o.augment != "off":
+            line["augment_strength"] = self.strength.item()
         line["r1"] = sums["r1"] / sums["r1_steps"] if sums["r1_steps"] else None
         if self.o.path_weight:
             for key in ("path_length", "path_penalty"):
@@ -485,12 +505,17 @@ class Run:
                     f"loss D {line['loss_d']:.2f} G {line['loss_g']:.2f}  "
                     f"real {line['d_real']:+.2f} fake {line['d_fake']:+.2f}  "
                     f"variety {samples:.2f} of {reals:.2f}  "
-                    f"{self.rate:.4g} images/s, {self.left} left")
+                    + f"augment {line.get('augment_strength', 0):.2f}  " * (self.o.augment != "off")
+                    + f"{self.rate:.4g} images/s, {self.left} left")
         before, self.collapsed = self.collapsed, variety.is_collapse(samples, reals, self.collapsed)
         if self.collapsed and not before:
             older = [path for r in models.resolutions_up_to(self.stage.resolution)
                      if (path := self.folder / f"checkpoint-{r}.pt").exists()]
             self._write(variety.accusation(samples, reals, self.o, self.stage.resolution, older))
+        shown = self.nimg / len(self.pictures.dataset(self.o.resolution))
+        before, self.by_heart = self.by_heart, variety.is_by_heart(line["real_signs"], shown)
+        if self.by_heart and not before:
+            self._write(variety.by_heart(line["real_signs"], shown, self.o))
         self.tick_started, self.nimg_at_tick = self.now, self.nimg
 
     def _keep(self, finished):
@@ -508,7 +533,8 @@ class Run:
             "progress": {"nimg": self.nimg, "step": self.step,
                          "resolution": self.stage.resolution, "phase": self._phase(),
                          "alpha": self.grown, "steps_since_tick": self.steps_since_tick,
-                         "collapsed": self.collapsed,
+                         "collapsed": self.collapsed, "by_heart": self.by_heart,
+                         "augment_strength": self.strength.item(),
                          "sums": self.sums, "pictures": self.pictures.source.stamp,
                          "contents": self.pictures.contents, "split": self.pictures.split}}
         try:

@@ -52,6 +52,29 @@ def is_collapse(samples, reals, before):
     return samples < reals * (RECOVERED if before else COLLAPSED)
 
 
+# What D says of real pictures that it has seen often: measured, see docs/results.md.
+BY_HEART, OFTEN = 0.9, 50
+
+
+def is_by_heart(signs, shown):
+    """Has D learned the real pictures by heart?
+
+    signs: the mean of sign D(real), StyleGAN2-ADA's r_t. shown: how often D has seen each picture.
+    Why:    a D that must tell real from made by what it sees errs now and then. One that knows the
+            pictures does not; but neither does one whose G is still bad, so both must be so.
+    """
+    return signs > BY_HEART and shown > OFTEN
+
+
+def by_heart(signs, shown, o):
+    """Two lines that say that D learns by heart, and what to type."""
+    strength = "a --augment of more" if isinstance(o.augment, float) else "--augment adaptive"
+    return (f"by heart: D has seen each picture {shown:.0f} times, and calls "
+            f"{50 + 50 * signs:.0f} % of them real. What it tells G is worth less and less.\n"
+            f"  To try: more pictures, or {strength}; or go on from a network that was trained on "
+            f"others (--resume OTHER.pt --freeze-d {max(8, o.resolution // 4)}).")
+
+
 def accusation(samples, reals, o, resolution, older):
     """Two lines that call a collapse by name and say what to try. older: checkpoints to go on from.
 

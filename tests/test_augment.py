@@ -1,0 +1,240 @@
+"""augment.py: few pictures.
+
+What can go wrong: a change that does what it should not (a hole of another size, colours that move
+the picture), reals and fakes that are changed differently, a gradient that does not come back, a
+strength that does not follow D, frozen layers that learn. Nothing of it is an error that one would
+see; the pictures are only worse.
+"""
+
+import pytest
+import torch
+
+import augment
+import stylegan_losses as losses
+import tiny
+import train
+from workshop import UserError, options, variety
+
+
+def pictures(n=64, r=32, seed=0):
+    return torch.rand(n, 3, r, r, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_colour_moves_one_mean_at_a_time():
+    """Lesson: brightness moves the mean of a picture, contrast stretches what is around it,
+    saturation what is around the grey of each pixel. Judge: from the result and the original, by
+    least squares, the three numbers that were drawn can be found again; they have their ranges, and
+    nothing else happened."""
+    torch.manual_seed(0)
+    images = pictures(400, 8).double()
+    changed = augment.colour(images)
+    grey, mean = images.mean(1, keepdim=True), images.mean((1, 2, 3), keepdim=True)
+    # changed = (mean + b) + c (grey - mean) + c s (image - grey)
+    parts = torch.stack([torch.ones_like(images), (grey - mean).expand_as(images), images - grey])
+    found = torch.linalg.lstsq(parts.flatten(2).permute(1, 2, 0),
+                               changed.flatten(1)[..., None])
+    level, contrast, both = found.solution[..., 0].T
+    left = parts.permute(1, 0, 2, 3, 4) * found.solution[..., None, None]
+    assert torch.allclose(left.sum(1), changed)
+    for value, low, high in ((level - mean.flatten(), -0.5, 0.5), (contrast, 0.5, 1.5),
+                             (both / contrast, 0, 2)):
+        assert low <= value.min() < low + 0.05 and high - 0.05 < value.max() <= high
+    assert not torch.allclose(changed, images)                         # control
+
+
+def test_translation_moves_and_fills_with_grey():
+    """Lesson: a picture that is moved keeps its pixels; what comes in is 0. Judge: for each image
+    there is one offset of at most R/8 at which they agree, and all offsets occur."""
+    torch.manual_seed(0)
+    images = pictures(600, 16) + 2                                     # never 0
+    moved, seen = augment.translation(images), set()
+    padded = torch.nn.functional.pad(images, [2] * 4)
+    for n in range(len(images)):
+        fits = [(dy, dx) for dy in range(5) for dx in range(5)
+                if torch.equal(moved[n], padded[n, :, dy:dy + 16, dx:dx + 16])]
+        assert len(fits) == 1
+        seen.add(fits[0])
+    assert len(seen) == 25
+    assert not torch.equal(moved, images)                              # control
+
+
+def test_cutout_covers_one_square():
+    """Lesson: the hole is a square with sides of R/2; at a border a part of it is outside. And
+    it is somewhere else in each image."""
+    torch.manual_seed(0)
+    images = pictures(300, 16) + 2
+    holes = augment.cutout(images) == 0
+    assert torch.equal(holes.any(1), holes.all(1))                     # all three colours
+    rows, columns = holes[:, 0].any(2).sum(1), holes[:, 0].any(1).sum(1)
+    assert torch.equal(holes[:, 0].sum((1, 2)), rows * columns)        # a rectangle
+    assert rows.max() == columns.max() == 8 and rows.min() >= 4        # its centre is inside
+    assert (holes[:, 0].float().mean(0) > 0.05).all()                  # control: everywhere
+
+
+def test_strength_is_the_probability_of_each_change(monkeypatch):
+    """Lesson: at strength p an image is left as it is with (1 - p)^3, and each change is drawn by
+    itself. Judge: changes that add 1, 10 and 100 say which of them were made."""
+    def adds(amount):
+        return lambda images, gentle: images + amount
+    monkeypatch.setattr(augment, "CHANGES", (adds(1), adds(10), adds(100)))
+    torch.manual_seed(0)
+    blank = torch.zeros(20_000, 3, 16, 16)[:, :, :1, :1].expand(-1, -1, 16, 16)
+    for p in (0.0, 0.3, 1.0):
+        made = augment.augment(blank[:, :1], torch.tensor(p))[:, 0, 0, 0]
+        for k, digit in enumerate((made % 10, made // 10 % 10, made // 100)):
+            assert digit.mean().item() == pytest.approx(p, abs=0.015), k
+        assert (made == 0).float().mean().item() == pytest.approx((1 - p) ** 3, abs=0.015)
+
+
+def test_small_pictures_are_changed_gently():
+    """Lesson: a hole of half the side in a face of 4 px leaves nothing to see. Below 16 px all
+    changes are R/16 times as strong; at 4 px nothing moves, and nothing is covered."""
+    torch.manual_seed(0)
+    largest = {}
+    for r in (4, 8, 16, 64):
+        images = pictures(500, r) + 2
+        gentle = min(1.0, r / 16)
+        covered = (augment.cutout(images, gentle) == 0).float().mean((1, 2, 3)).max().item()
+        moved = int((augment.translation(images, gentle) == 0)[:, 0].all(2).sum(1).max())
+        lighter = (augment.augment(images, 1.0) - images).mean((1, 2, 3)).abs()
+        largest[r] = covered, moved, lighter.median().item()
+    assert largest[4][:2] == (0, 0) and largest[8][:2] == (1 / 16, 0)
+    assert largest[16][:2] == (1 / 4, 2) and largest[64][:2] == (1 / 4, 8)
+    assert largest[4][2] < largest[8][2] < largest[16][2]
+
+
+def test_gs_gradient_comes_back_through_the_change():
+    """Lesson: G learns from what D says of changed pictures; so its gradient has to pass the
+    change. R1, too, asks for the slope at the real image and not at the changed one, and is derived
+    once more. Judges: finite differences, of the first and of the second derivative."""
+    images = pictures(2, 16).double().requires_grad_()
+
+    def changed(x):
+        torch.manual_seed(3)                           # the same change each time
+        return augment.augment(x, 1.0).square().mean(dim=(1, 2, 3)) ** 2
+
+    assert torch.autograd.gradcheck(changed, images, fast_mode=True)
+    assert torch.autograd.gradgradcheck(changed, images, fast_mode=True)
+    holes = augment.cutout(images)                     # control: what is covered has no slope
+    slope, = torch.autograd.grad(holes.sum(), images)
+    assert torch.equal(slope == 0, holes == 0) and (slope == 0).any() and (slope == 1).any()
+
+
+def test_all_that_d_sees_has_been_changed(monkeypatch):
+    """Lesson: if reals were changed and fakes were not, D could tell them by that. The two turns of
+    a step show D three batches: the reals, the fakes of D's turn and those of G's."""
+    G, D = tiny.networks()
+    judge, strength = augment.in_front_of(D, 1.0, torch.device("cpu"))
+    seen, real = [], augment.augment
+    monkeypatch.setattr(augment, "augment", lambda x, s: seen.append((len(x), s)) or real(x, s))
+    z, mixes = torch.randn(4, 2, 8), torch.zeros(4, 6, dtype=torch.long)
+    train.discriminator_turn(G, judge, pictures(4, 16), z, mixes, 1.0, 3.0)
+    train.generator_turn(G, judge, z, mixes, 16, 1.0)
+    assert [n for n, _ in seen] == [4, 4, 4] and all(s is strength for _, s in seen)
+    assert augment.in_front_of(D, "off", torch.device("cpu"))[0] is D          # control
+
+
+def test_r1_is_that_of_the_real_image():
+    """Lesson: where a hole is, D sees nothing of the real image, so it has no slope there."""
+    _, D = tiny.networks()
+    judge = augment.Augmented(D, torch.tensor(1.0))
+    reals = pictures(8, 16).requires_grad_()
+    torch.manual_seed(1)
+    through = losses.r1_penalty(judge(reals, 1.0), reals)
+    torch.manual_seed(1)
+    at = augment.augment(reals, 1.0).detach().requires_grad_()
+    assert 0 < through < losses.r1_penalty(D(at, 1.0), at) * 4
+    assert through != losses.r1_penalty(D(at, 1.0), at)
+
+
+def test_the_strength_rises_while_d_is_too_sure():
+    """Lesson: r = E[sign D(real)] is held at 0.6. If D is sure of all of them, the strength goes
+    from 0 to 1 in 100 kimg; it never leaves 0 to 1."""
+    strength, batch, steps = torch.zeros(()), 50, 0
+    while strength < 1:
+        augment.adapt(strength, torch.tensor(1.0), batch)
+        steps += 1
+        assert steps < 10_000
+    assert steps * batch == pytest.approx(100_000, rel=0.001)
+    augment.adapt(strength, torch.tensor(1.0), batch)
+    assert strength == 1
+    for sign, wanted in ((0.7, 0.625), (0.6, 0.5), (-1.0, 0.0)):
+        strength = torch.tensor(0.5)
+        augment.adapt(strength, torch.tensor(sign), 50_000)
+        assert strength.item() == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["stylegan", "stylegan2"])
+def test_frozen_layers_stay_as_they_are(architecture):
+    """Lesson: after --freeze-d 8, D's layers next to the image keep their weights; the others
+    learn; and G's turn, which holds D still, does not wake them."""
+    G, D = tiny.networks(architecture=architecture)
+    augment.freeze(D, 8)
+    before = {name: p.clone() for name, p in D.named_parameters()}
+    G_opt, D_opt = train.new_adam(G), train.new_adam(D)
+    z, mixes = torch.randn(2, 4, 2, 8), torch.zeros(2, 4, 6, dtype=torch.long)
+    for _ in range(2):
+        train.training_step(G, D, G_opt, D_opt, pictures(4, 16), z, mixes, 1.0, 3.0, None, 1,
+                            tiny.ALONE)
+    same = {name for name, p in D.named_parameters() if torch.equal(p, before[name])}
+    wanted = {name for name in before if any(f".{r}." in name for r in (8, 16))}
+    unused = {name for name in before if name.startswith("from_rgb.4")}        # of growing only
+    assert same - unused == wanted and wanted and len(same) < len(before)
+    with pytest.raises(ValueError, match="no layers of 32 px"):
+        augment.freeze(D, 32)
+    with pytest.raises(ValueError):
+        augment.freeze(D, 4)
+
+
+def test_by_heart_takes_both_surety_and_repetition():
+    """Lesson: a D that is sure of itself may only have a bad opponent; this alone accuses none."""
+    assert variety.is_by_heart(0.95, 400)
+    assert not variety.is_by_heart(0.95, 10) and not variety.is_by_heart(0.5, 400)
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--augment", "2"], "is none of off, adaptive, and a number from 0 to 1"),
+    (["--augment", "strong"], "is none of off, adaptive, and a number from 0 to 1"),
+    (["--freeze-d", "8"], "--freeze-d is for a D that has learned to see; --resume names it")])
+def test_bad_use_gets_one_sentence(words, message, capsys):
+    with pytest.raises((SystemExit, UserError)) as caught:
+        options.complete_options(options.parse_args(words), torch.device("cpu"))
+    assert message in capsys.readouterr().err + str(caught.value)
+
+
+def test_an_adaptive_run_is_resumed_to_the_bit(tmp_path, monkeypatch):
+    """Lesson: the strength is a part of the run. Stopped and resumed, it ends with the same bits;
+    and reals as D saw them last lie beside the samples."""
+    tiny.no_rehearsal(monkeypatch)
+    monkeypatch.setattr(augment, "ADAPT_KIMG", 0.2)
+    monkeypatch.setattr(augment, "TARGET", -0.9)
+    monkeypatch.chdir(tmp_path)
+    photos = tiny.save_pictures(tmp_path / "photos", 8)
+    words = ["--data", photos, *tiny.RUN, "--augment", "adaptive"]
+    assert train.main([str(w) for w in (*words, "--out", "quiet", "--total-kimg", 0.2)]) == 0
+    assert train.main([str(w) for w in (*words, "--out", "halves", "--total-kimg", 0.1)]) == 0
+    assert train.main(["--resume", "halves/checkpoint.pt", "--total-kimg", "0.2",
+                       "--device", "cpu"]) == 0
+    quiet, halves = (torch.load(f"{run}/checkpoint.pt", weights_only=True)
+                     for run in ("quiet", "halves"))
+    assert 0 < quiet["progress"]["augment_strength"] < 1
+    for part in ("generator", "discriminator", "optimizer_d", "progress"):
+        assert tiny.differences(quiet[part], halves[part]) == [], part
+    strengths = [line["augment_strength"] for line in tiny.log_of(tmp_path / "quiet")]
+    assert strengths == [line["augment_strength"] for line in tiny.log_of(tmp_path / "halves")]
+    assert len(set(strengths)) > 3                                     # control: it moved
+    assert (tmp_path / "quiet" / "samples" / "augmented.png").is_file()
+
+
+def test_two_processes_have_one_strength(monkeypatch):
+    """Lesson: each process sees its own part of the reals; the strength follows the mean of all."""
+    said, moved = torch.tensor([0.0, 1.0]), []
+
+    class Pair:
+        def mean(self, tensor):
+            return tensor.copy_(torch.tensor(0.25))
+    monkeypatch.setattr(augment, "TARGET", 0.0)
+    strength = torch.zeros(())
+    augment.adapt(strength, Pair().mean(said[-1].clone()), 1000)
+    moved.append(strength.item())
+    assert moved == [pytest.approx(0.25 * 1000 / 100_000)] and said[-1] == 1
