@@ -533,6 +533,7 @@ def test_only_inception_gives_a_fid():
     assert names == {
         "duality_gap": "duality_gap", "FID": "FD-EffLite0", "KID": "KID-EffLite0",
         "Precision": "Precision-EffLite0", "Recall": "Recall-EffLite0", "IS": "IS-EffLite0",
+        **{f"Leak-{name}": f"Leak-EffLite0-{name}" for name in ("colour", "translation", "cutout")},
         "PPL-z": "PPL-EffLite0-z", "PPL-w": "PPL-EffLite0-w"}
     assert [evaluate.full_name(name, "") for name in ("FID", "Precision", "PPL-w")] == [
         "FID", "Precision-Inception", "PPL-w"]
