@@ -32,11 +32,12 @@ WHITE, BLACK, RED = (252, 252, 250), (16, 12, 14), (196, 52, 64)
 PAINTED_FACES = 10_000        # of them make the default data set
 
 
-def paint_face(number, resolution, seed=0):
+def paint_face(number, resolution, seed=0, notes=None):
     """Face `number` of the endless series `seed`, as an RGB picture of resolution x resolution.
 
     The face is painted at twice the size or more (256 px or more) and averaged down, which is what
-    smooths its edges.
+    smooths its edges. notes: a dict that is to be told what there is to count (details.py in
+    experiments/ looks for it in generated faces).
     Proved: tests/test_pictures.py::test_painted_faces_are_repeatable_and_no_two_alike
     """
     draw_number = random.Random(f"face {seed} {number}").random
@@ -68,6 +69,8 @@ def paint_face(number, resolution, seed=0):
     parting, flush = between(-0.6, 0.6), between(0.1, 0.4)
     bearded = draw_number() < 0.16 and haircut != "long"
     glasses, collar = draw_number() < 0.26, draw_number() < 0.5
+    if notes is not None:
+        notes.update(glasses=glasses, beard=bearded, collar=collar)
 
     # A small brush set in units of the picture, y downwards.
     size = resolution * max(2, math.ceil(256 / resolution))
