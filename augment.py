@@ -193,7 +193,8 @@ def leaked(fakes, reals, changed):
             that of the reals to that of the changed reals. So from where the fakes' mean lies, the
             three shares can be read, by least squares.
     Known:  what else is wrong with the fakes also moves their mean. Two networks that never saw a
-            change got up to 0.15 each way (docs/results.md); compare with such a one.
+            change got up to 0.2 each way, a younger one 0.4 (docs/results.md): compare
+            with such a one.
     Shapes: features: fakes [N, F], reals [M, F], changed: a list of [M, F] -> a tensor of shares.
     Proved: tests/test_augment.py::test_a_leak_is_found_by_name_and_size
     """

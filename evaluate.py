@@ -554,7 +554,7 @@ RESULTS = {
         "leaks", "the share of generated pictures that show a change that --augment makes, for "
         "each change by its name (augment.py)", "about 0 to 1",
         "about what a network trained without --augment has", "a leak that is smaller than what "
-        "other faults add or take: up to 0.15 in young networks", "not known", 100, 1000,
+        "other faults add or take: up to 0.2, in young networks 0.4", "not known", 100, 1000,
         "the means of few features are not known well") for change in augment.CHANGES},
     "IS": Result(
         "inception_score", "whether generated pictures look each like one object of ImageNet, all "
