@@ -143,7 +143,8 @@ def in_front_of(D, asked, device):
 # it gives some real ones a score below 0. When it knows them by heart, none.
 
 TARGET = 0.6                  # StyleGAN2-ADA's, its appendix; the mean of sign D(real)
-ADAPT_KIMG = 100              # for the whole way from 0 to 1, if D knows all pictures by heart
+ADAPT_KIMG = 20               # from 0 to 1, if D knows all pictures by heart (theirs: 500)
+MOST = 0.8                    # above it changes leak (top of this file)
 
 
 def adapt(strength, sign, batch):
@@ -152,11 +153,12 @@ def adapt(strength, sign, batch):
     Paper:  StyleGAN2-ADA, section 3: r_t = E[sign(D(real))], to be held at 0.6.
     Units:  sign: r_t of this batch, a tensor [] from -1 to 1.
     Differs: there a fixed step up or down, as the mean of four batches lies above the target or
-            below; here a step as large as the difference. Steps add up, so no mean is kept.
+            below; here a step as large as the difference. Steps add up, so no mean is kept; and
+            since they are small near the target, they may be larger far from it.
     Proved: tests/test_augment.py::test_the_strength_rises_while_d_is_too_sure
     """
     step = (sign - TARGET) / (1 - TARGET) * batch / (1000 * ADAPT_KIMG)
-    strength.add_(step).clamp_(0, 1)
+    strength.add_(step).clamp_(0, MOST)
 
 
 # ---- 4. From a trained network ---------------------------------------------------------------

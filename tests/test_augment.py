@@ -149,19 +149,19 @@ def test_r1_is_that_of_the_real_image():
 
 
 def test_the_strength_rises_while_d_is_too_sure():
-    """Lesson: r = E[sign D(real)] is held at 0.6. If D is sure of all of them, the strength goes
-    from 0 to 1 in 100 kimg; it never leaves 0 to 1."""
+    """Lesson: r = E[sign D(real)] is held at 0.6. If D is sure of all of them, the strength rises
+    by 1 in 20 kimg; it never leaves 0 to 0.8, above which changes leak."""
     strength, batch, steps = torch.zeros(()), 50, 0
-    while strength < 1:
+    while strength < 0.8:
         augment.adapt(strength, torch.tensor(1.0), batch)
         steps += 1
         assert steps < 10_000
-    assert steps * batch == pytest.approx(100_000, rel=0.001)
+    assert steps * batch == pytest.approx(0.8 * 20_000, rel=0.005)
     augment.adapt(strength, torch.tensor(1.0), batch)
-    assert strength == 1
+    assert strength.item() == pytest.approx(0.8)
     for sign, wanted in ((0.7, 0.625), (0.6, 0.5), (-1.0, 0.0)):
         strength = torch.tensor(0.5)
-        augment.adapt(strength, torch.tensor(sign), 50_000)
+        augment.adapt(strength, torch.tensor(sign), 10_000)
         assert strength.item() == pytest.approx(wanted, abs=1e-6)
 
 
@@ -238,7 +238,7 @@ def test_two_processes_have_one_strength(monkeypatch):
     strength = torch.zeros(())
     augment.adapt(strength, Pair().mean(said[-1].clone()), 1000)
     moved.append(strength.item())
-    assert moved == [pytest.approx(0.25 * 1000 / 100_000)] and said[-1] == 1
+    assert moved == [pytest.approx(0.25 * 1000 / 20_000)] and said[-1] == 1
 
 
 def test_a_leak_is_found_by_name_and_size():
