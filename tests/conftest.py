@@ -20,6 +20,12 @@ def same_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def any_processor(monkeypatch):
+    """Tests are of the same arithmetic on every machine: float32, unless they ask for another."""
+    monkeypatch.setattr("workshop.machine.multiplies_bfloat16", lambda: False)
+
+
 def relative(ours, judge):
     """The largest difference, in units of the judge's largest value."""
     return ((ours - judge).abs().max() / judge.abs().max()).item()

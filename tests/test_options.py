@@ -12,7 +12,7 @@ import torch
 import morph
 import train
 from conftest import ROOT, refused
-from workshop import UserError, options
+from workshop import UserError, machine, options
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -280,6 +280,22 @@ def test_convolutions_round_to_tf32_only_where_there_is_tf32():
                                   (torch.device("mps"), {}, "fp32"),
                                   (GPU, {"precision": "fp32"}, "fp32")):
         assert options.complete_options(typed, device)[0]["precision"] == wanted
+
+
+def test_a_cpu_multiplies_bfloat16_only_if_it_can(monkeypatch, tmp_path, capsys):
+    """Lesson: bf16 is the default where the processor has instructions for it, and only there: it
+    is far slower elsewhere, so whoever asks for it is told. What a checkpoint says stays."""
+    monkeypatch.chdir(tmp_path)
+    old = options.as_plain(options.complete_options({}, CPU)[0])
+    options.read(["--device", "cpu", "--precision", "bf16"])
+    assert "no instructions for --precision bf16" in capsys.readouterr().out
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: True)
+    for device, typed, wanted in ((CPU, {}, "bf16"), (CPU, {"precision": "fp32"}, "fp32"),
+                                  (GPU, {}, "tf32"), (torch.device("mps"), {}, "fp32")):
+        assert options.complete_options(typed, device)[0]["precision"] == wanted
+    assert options.complete_options({}, CPU, old)[0]["precision"] == "fp32"
+    options.read(["--device", "cpu"])
+    assert "no instructions" not in capsys.readouterr().out                # control
 
 
 def test_a_larger_resolution_gets_the_images_it_needs():

@@ -23,7 +23,7 @@ NETWORKS = [word for name, value in SETTINGS.items()
             for word in (f"--{name.replace('_', '-')}", str(value))]
 RUN = [*NETWORKS, *("--batch 4:8,16:4 --r1-interval 3 --fade-kimg 0.1 --stabilize-kimg 0.1 "
                     "--total-kimg 0.6 --tick-kimg 0.05 --samples-kimg 0.2 --checkpoint-kimg 0.07 "
-                    "--device cpu --workers 0").split()]
+                    "--device cpu --workers 0 --precision fp32").split()]
 ALONE = machine.Team(torch.device("cpu"))              # a team of one process
 
 

@@ -418,7 +418,8 @@ def parse_args(argv=None):
                        help="split a batch into that many parts, one after the other, to need less "
                        "memory (default 1)")
     group.add_argument("--precision", choices=("fp32", "tf32", "bf16"),
-                       help="of the convolutions (default tf32 on CUDA, else fp32; paper: fp32)")
+                       help="of the convolutions (default tf32 on CUDA, bf16 on a CPU that has AVX512-BF16, "
+                       "else fp32; paper: fp32)")
     group.add_argument("--compile", action="store_true",
                        help="let torch.compile fuse what lies between the convolutions; needs a "
                        "C++ compiler on a CPU")
@@ -468,6 +469,8 @@ def complete_options(typed, device, resumed=None, processes=1):
         base["workers"] = min(base["workers"], machine.cores())
         if device.type == "cuda":
             base["precision"] = "tf32"
+        if device.type == "cpu" and machine.multiplies_bfloat16():
+            base["precision"] = "bf16"
     options = {**base, **typed}
     if options["precision"] == "fp16":
         raise UserError("--precision fp16 is not offered any more: its gradients overflow in R1; "
@@ -644,6 +647,9 @@ def read(argv=None):
     if nimg >= round(1000 * options["total_kimg"]):
         raise UserError(f"{resume}: has seen {nimg / 1000:g} kimg and is finished; "
                         f"a larger --total-kimg goes on")
+    if options["precision"] == "bf16" and device.type == "cpu" and (
+            not machine.multiplies_bfloat16()):
+        team.say("note: this CPU has no instructions for --precision bf16; fp32 would be faster")
     command = command_line(options)
     team.say(f"{situation}: " + command.removeprefix("python train.py "))
     return argparse.Namespace(
