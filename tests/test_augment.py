@@ -203,6 +203,31 @@ def test_bad_use_gets_one_sentence(words, message, capsys):
     assert message in capsys.readouterr().err + str(caught.value)
 
 
+def test_a_run_on_few_pictures_says_when_d_knows_them_by_heart(tmp_path, monkeypatch, capsys):
+    """Lesson: a run that goes on with 8 other pictures is told, once, when these have been shown
+    often (without counting what was shown before), and what it can do."""
+    tiny.no_rehearsal(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(variety, "BY_HEART", -1.1)     # whatever D says
+    monkeypatch.setattr(variety, "OFTEN", 9)
+    photos = tiny.save_pictures(tmp_path / "photos", 8)
+    words = ["--data", str(tiny.save_pictures(tmp_path / "others")), "--initial-resolution", "16",
+             *tiny.RUN, "--total-kimg", "0.1"]
+    assert train.main([*words, "--out", "donor"]) == 0                     # 70 pictures
+    assert "by heart" not in capsys.readouterr().out                       # control
+    assert train.main(["--resume", "donor/checkpoint.pt", "--data", str(photos), "--out", "moved",
+                       "--freeze-d", "8", "--total-kimg", "0.25", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("by heart: D has seen each picture") == 1
+    seen = int(out.split("by heart: D has seen each picture ")[1].split()[0])
+    assert 9 < seen < 20 and "--augment adaptive" in out and "--freeze-d 8" in out
+    donor, moved = (torch.load(f"{run}/checkpoint.pt", weights_only=True)["discriminator"]
+                    for run in ("donor", "moved"))
+    assert {name for name in donor if torch.equal(donor[name], moved[name])} >= {
+        name for name in donor if ".16." in name or ".8." in name}
+    assert not torch.equal(donor["blocks.4.conv.weight"], moved["blocks.4.conv.weight"])
+
+
 def test_an_adaptive_run_is_resumed_to_the_bit(tmp_path, monkeypatch):
     """Lesson: the strength is a part of the run. Stopped and resumed, it ends with the same bits;
     and reals as D saw them last lie beside the samples."""

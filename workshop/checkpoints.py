@@ -408,7 +408,7 @@ OPTIONS = {
     "augment": lambda value: value in ("off", "adaptive") or is_number(value, 0, 1, float),
     **dict.fromkeys(("no_flip", "allow_upsampling", "compile"), yes_or_no)}
 PROGRESS = {
-    **dict.fromkeys(("nimg", "step", "steps_since_tick"), whole(0, 10 ** 15)),
+    **dict.fromkeys(("nimg", "step", "steps_since_tick", "pictures_since"), whole(0, 10 ** 15)),
     "resolution": none_or(whole(4)), "alpha": number(0, 1),
     "phase": one_of("stabilize", "fade", "morph"),
     **dict.fromkeys(("collapsed", "by_heart"), yes_or_no), "augment_strength": number(0, 1),

@@ -418,8 +418,8 @@ def parse_args(argv=None):
                        help="split a batch into that many parts, one after the other, to need less "
                        "memory (default 1)")
     group.add_argument("--precision", choices=("fp32", "tf32", "bf16"),
-                       help="of the convolutions (default tf32 on CUDA, bf16 on a CPU that has AVX512-BF16, "
-                       "else fp32; paper: fp32)")
+                       help="of the convolutions (default tf32 on CUDA, bf16 on a CPU that has "
+                       "AVX512-BF16, else fp32; paper: fp32)")
     group.add_argument("--compile", action="store_true",
                        help="let torch.compile fuse what lies between the convolutions; needs a "
                        "C++ compiler on a CPU")

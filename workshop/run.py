@@ -233,6 +233,7 @@ class Run:
         self.samples = new_samples(o)
         self.collapsed = self.by_heart = False                 # as the last status line saw it
         self.real_distances = {}                               # {(resolution, alpha): distance}
+        self.pictures_since = 0                                # nimg when the first one was shown
         self.folder = self.board = self.measure = None
         self.unwritten = set()                                 # what the disk did not take
 
@@ -270,7 +271,9 @@ class Run:
     def _resume(self, checkpoint):
         """Give everything the state that it had. Returns what `start` returns."""
         progress = checkpoint["progress"]
+        self.pictures_since = progress.get("pictures_since", 0)
         if not pictures.same_pictures(progress, self.pictures.source, self.pictures.contents):
+            self.pictures_since = progress["nimg"]
             self.team.say("note: the pictures are not those that the checkpoint was trained with; "
                           "the run goes on with these")
         self.G.load_state_dict(checkpoint["generator"])
@@ -512,7 +515,7 @@ class Run:
             older = [path for r in models.resolutions_up_to(self.stage.resolution)
                      if (path := self.folder / f"checkpoint-{r}.pt").exists()]
             self._write(variety.accusation(samples, reals, self.o, self.stage.resolution, older))
-        shown = self.nimg / len(self.pictures.dataset(self.o.resolution))
+        shown = (self.nimg - self.pictures_since) / len(self.pictures.dataset(self.o.resolution))
         before, self.by_heart = self.by_heart, variety.is_by_heart(line["real_signs"], shown)
         if self.by_heart and not before:
             self._write(variety.by_heart(line["real_signs"], shown, self.o))
@@ -535,6 +538,7 @@ class Run:
                          "alpha": self.grown, "steps_since_tick": self.steps_since_tick,
                          "collapsed": self.collapsed, "by_heart": self.by_heart,
                          "augment_strength": self.strength.item(),
+                         "pictures_since": self.pictures_since,
                          "sums": self.sums, "pictures": self.pictures.source.stamp,
                          "contents": self.pictures.contents, "split": self.pictures.split}}
         try:

@@ -68,7 +68,8 @@ def is_by_heart(signs, shown):
 
 def by_heart(signs, shown, o):
     """Two lines that say that D learns by heart, and what to type."""
-    strength = "a --augment of more" if isinstance(o.augment, float) else "--augment adaptive"
+    strength = f"--augment above {o.augment:g}" if isinstance(o.augment, float) else (
+        "--augment adaptive" if o.augment == "off" else "patience, as --augment grows stronger")
     return (f"by heart: D has seen each picture {shown:.0f} times, and calls "
             f"{50 + 50 * signs:.0f} % of them real. What it tells G is worth less and less.\n"
             f"  To try: more pictures, or {strength}; or go on from a network that was trained on "
