@@ -28,8 +28,8 @@ Proved: tests/test_augment.py::test_gs_gradient_comes_back_through_the_change
 
 T must also leave a way back. If every image had a hole, a G that makes holes itself would fit as
 well. Where many images come as they are, it would not: whoever compares a heap of changed pictures
-with another can tell what each was before (StyleGAN2-ADA, section 2.2; its figure 4 puts the limit
-at a probability of about 0.8). So each change is made with a probability, the strength.
+with another can tell what all were before (StyleGAN2-ADA, section 2.2; there a probability below
+0.8 is said to be safe). So each change is made with a probability, the strength.
 """
 
 import torch
@@ -92,6 +92,7 @@ CHANGES = (colour, translation, cutout)
 
 
 def gentleness(resolution):
+    """How strong the changes are: 1 from 16 px on, 1/2 at 8, 1/4 at 4 (`augment` says why)."""
     return min(1.0, resolution / 16)
 
 
@@ -138,11 +139,11 @@ def in_front_of(D, asked, device):
 # ---- 3. How strong? --------------------------------------------------------------------------
 #
 # Too weak, and D learns the pictures by heart. Too strong, and G learns less than it could, and may
-# leak; with 70,000 faces T does harm (Zhao et al., table 4: FID 3.81 without, 4.24 with; with 1,000
-# it is 62.2 and 25.7). How many pictures are few? D itself says it. While it learns what a face is,
+# leak; with 70,000 faces T does harm (Zhao et al., FFHQ at 256 px: FID 3.8 without, 4.2 with; with
+# 1,000 faces 62 and 26). How many pictures are few? D itself says it. While it learns what a face is,
 # it gives some real ones a score below 0. When it knows them by heart, none.
 
-TARGET = 0.6                  # StyleGAN2-ADA's, its appendix; the mean of sign D(real)
+TARGET = 0.6                  # of the mean of sign D(real), as StyleGAN2-ADA has it
 ADAPT_KIMG = 20               # from 0 to 1, if D knows all pictures by heart (theirs: 500)
 MOST = 0.8                    # above it changes leak (top of this file)
 
@@ -167,10 +168,9 @@ def adapt(strength, sign, batch):
 def freeze(D, resolution):
     """D's layers of `resolution` and more learn nothing any more: what they are to see, they see.
 
-    Why:    to go on from a network that has seen many other pictures is the best that one can do
-            with few (--resume other.pt --data photos/). Edges and eyes are the same in both, and
-            the layers that find them are those next to the image. What is left to learn by heart
-            with is the rest.
+    Why:    with few pictures one goes on from a network that has seen many others (--resume
+            other.pt --data photos/). Edges and eyes are the same in both, and the layers that find
+            them are those next to the image. Only the rest is left to learn by heart with.
     Paper:  Mo et al. 2020. They number the layers; here they go by their resolution.
     Errors: ValueError if nothing is left to learn, or nothing is frozen.
     Proved: tests/test_augment.py::test_frozen_layers_stay_as_they_are
@@ -195,8 +195,8 @@ def leaked(fakes, reals, changed):
             that of the reals to that of the changed reals. So from where the fakes' mean lies, the
             three shares can be read, by least squares.
     Known:  what else is wrong with the fakes also moves their mean. Two networks that never saw a
-            change got up to 0.2 each way, a younger one 0.4 (docs/results.md): compare
-            with such a one.
+            change got up to 0.2 each way, a younger one 0.4 (docs/results.md): compare with such
+            a one.
     Shapes: features: fakes [N, F], reals [M, F], changed: a list of [M, F] -> a tensor of shares.
     Proved: tests/test_augment.py::test_a_leak_is_found_by_name_and_size
     """
