@@ -203,6 +203,7 @@ def test_bad_use_gets_one_sentence(words, message, capsys):
     assert message in capsys.readouterr().err + str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_on_few_pictures_says_when_d_knows_them_by_heart(tmp_path, monkeypatch, capsys):
     """Lesson: a run that goes on with 8 other pictures is told, once, when these have been shown
     often (without counting what was shown before), and what it can do."""
