@@ -24,7 +24,8 @@ With a GAN that goes wrong in two ways, and there is one that works:
 
 So T must be differentiable: adding, multiplying, moving and covering pixels are. It is drawn anew
 for each image and each time. R1 asks for the slope of D at the real image, before T.
-Proved: tests/test_augment.py::test_gs_gradient_comes_back_through_the_change
+Proved: tests/test_augment.py::test_gs_gradient_comes_back_through_the_change,
+        ::test_r1_is_that_of_the_real_image
 
 T must also leave a way back. If every image had a hole, a G that makes holes itself would fit as
 well. Where many images come as they are, it would not: whoever compares a heap of changed pictures
@@ -120,6 +121,7 @@ class Augmented(torch.nn.Module):
     """D behind T: in train.py it stands in D's place, so all that D is shown has gone through T.
 
     strength: a tensor [] on the device. Whoever moves it (`adapt`) need not ask the GPU for it.
+    Proved: tests/test_augment.py::test_all_that_d_sees_has_been_changed
     """
 
     def __init__(self, D, strength):
@@ -145,7 +147,7 @@ def in_front_of(D, asked, device):
 
 TARGET = 0.6                  # of the mean of sign D(real), as StyleGAN2-ADA has it
 ADAPT_KIMG = 20               # from 0 to 1, if D knows all pictures by heart (theirs: 500)
-MOST = 0.8                    # above it changes leak (top of this file)
+MOST = 0.8                    # above it changes may leak (top of this file)
 
 
 def adapt(strength, sign, batch):

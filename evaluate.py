@@ -379,7 +379,7 @@ def measure_features(metrics, G, reals, s, features, cache):
         points = real_features(features, reals["all"], min(s.images, len(reals["all"])), s.batch,
                                torch.device(s.device), s.alpha, cache)
         about["real"] = len(points)
-    for change in augment.CHANGES * ("leaks" in metrics):
+    for change in augment.CHANGES if "leaks" in metrics else ():
         images = real_images(reals["all"], len(points), s.batch, torch.device(s.device), s.alpha)
         images = (change(batch, augment.gentleness(s.resolution)) for batch in images)
         changed.append(compute_features(features, images, math.ceil(len(points) / s.batch),
@@ -555,7 +555,7 @@ RESULTS = {
         "each change by its name (augment.py)", "about 0 to 1",
         "about what a network trained without --augment has", "a leak that is smaller than what "
         "other faults add or take: up to 0.2, in young networks 0.4", "not known", 100, 1000,
-        "the means of few features are not known well") for change in augment.CHANGES},
+        "the mean feature of few images is not known well") for change in augment.CHANGES},
     "IS": Result(
         "inception_score", "whether generated pictures look each like one object of ImageNet, all "
         "together like many", "1 to the number of classes (1008; 1000 for EfficientNet)",

@@ -367,7 +367,7 @@ def main(argv=None):
 
         said = training_step(G, judge, G_opt, D_opt, reals, z, mixes, alpha, r1_factor,
                              path_factor, o.accumulate[r], team)
-        if o.augment == "adaptive":
+        if o.augment == "adaptive":                    # by how sure D was of the reals
             augment.adapt(strength, team.mean(said[-1].clone()), batch)
         step, nimg = step + 1, nimg + batch
         update_ema(G_ema, G, ema_beta(nimg, batch, o.ema_halflife_kimg))

@@ -111,10 +111,7 @@ def images_of(part):
 # away from all pictures moves it away from both. With mirror images, since D was shown them, too.
 #
 # "Copies" have a ratio less than that of 99 % of the other held-out pictures. Some of these have a
-# twin that was trained on (24 clock faces); a copy must be nearer than most twins are. Measured on
-# the emoji, 100 training pictures after each change, called copies by features (by pixels):
-#     10 % darker 100 % (94), a pixel to the left 99 (28), mirrored 100 (100);
-#     means of 3 x 3 pixels 7 (82), of 5 x 5 pixels 0 (26), of which 88 (99) are nearer.
+# twin that was trained on (24 clock faces); a copy must be nearer than most twins are.
 # Samples that look alike are nearest to the same few pictures, which by luck lie in one half or the
 # other. So the lot is drawn 200 times more, and "by lot" is what 97.5 % of these remain below.
 

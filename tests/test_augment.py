@@ -14,7 +14,7 @@ import augment
 import stylegan_losses as losses
 import tiny
 import train
-from workshop import UserError, options, variety
+from workshop import UserError, machine, options, variety
 
 
 def pictures(n=64, r=32, seed=0):
@@ -135,17 +135,22 @@ def test_all_that_d_sees_has_been_changed(monkeypatch):
     assert augment.in_front_of(D, "off", torch.device("cpu"))[0] is D          # control
 
 
-def test_r1_is_that_of_the_real_image():
-    """Lesson: where a hole is, D sees nothing of the real image, so it has no slope there."""
+def test_r1_is_that_of_the_real_image(monkeypatch):
+    """Lesson: the slope that R1 squares is that at the real image, before T. Where a hole is, D
+    sees nothing of the real one, so the slope there is 0; D itself has one everywhere."""
+    monkeypatch.setattr(augment, "CHANGES", (augment.cutout,))
     _, D = tiny.networks()
-    judge = augment.Augmented(D, torch.tensor(1.0))
-    reals = pictures(8, 16).requires_grad_()
+    judge, reals = augment.Augmented(D, torch.tensor(1.0)), pictures(8, 16).requires_grad_()
     torch.manual_seed(1)
-    through = losses.r1_penalty(judge(reals, 1.0), reals)
+    penalty = losses.r1_penalty(judge(reals, 1.0), reals)
     torch.manual_seed(1)
-    at = augment.augment(reals, 1.0).detach().requires_grad_()
-    assert 0 < through < losses.r1_penalty(D(at, 1.0), at) * 4
-    assert through != losses.r1_penalty(D(at, 1.0), at)
+    holes = augment.augment(reals, 1.0) == 0
+    torch.manual_seed(1)
+    slope, = torch.autograd.grad(judge(reals, 1.0).sum(), reals)
+    assert holes.any() and (slope[holes] == 0).all()
+    assert penalty.item() == pytest.approx(slope.square().sum((1, 2, 3)).mean().item(), rel=1e-5)
+    plain, = torch.autograd.grad(D(reals, 1.0).sum(), reals)
+    assert (plain[holes] != 0).any()                                   # control
 
 
 def test_the_strength_rises_while_d_is_too_sure():
@@ -253,18 +258,25 @@ def test_an_adaptive_run_is_resumed_to_the_bit(tmp_path, monkeypatch):
     assert (tmp_path / "quiet" / "samples" / "augmented.png").is_file()
 
 
-def test_two_processes_have_one_strength(monkeypatch):
-    """Lesson: each process sees its own part of the reals; the strength follows the mean of all."""
-    said, moved = torch.tensor([0.0, 1.0]), []
+def test_the_strength_follows_the_mean_of_all_processes(tmp_path, monkeypatch):
+    """Lesson: each process of torchrun sees its own part of the reals. The strength must be the
+    same in all, so it follows the mean over them, whatever this one sees. Judge: a team whose mean is
+    always 1, where the strength is images / (1000 ADAPT_KIMG)."""
+    tiny.no_rehearsal(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(augment, "ADAPT_KIMG", 0.2)
+    words = ["--data", str(tiny.save_pictures(tmp_path / "photos", 8)), *tiny.RUN, "--augment",
+             "adaptive", "--total-kimg", "0.1"]
 
-    class Pair:
-        def mean(self, tensor):
-            return tensor.copy_(torch.tensor(0.25))
-    monkeypatch.setattr(augment, "TARGET", 0.0)
-    strength = torch.zeros(())
-    augment.adapt(strength, Pair().mean(said[-1].clone()), 1000)
-    moved.append(strength.item())
-    assert moved == [pytest.approx(0.25 * 1000 / 20_000)] and said[-1] == 1
+    def strength_of(run):
+        assert train.main([*words, "--out", run]) == 0
+        return torch.load(f"{run}/checkpoint.pt", weights_only=True)["progress"]
+    alone = strength_of("alone")
+    monkeypatch.setattr(machine.Team, "mean", lambda team, tensor: (
+        tensor.fill_(1.0) if tensor.dim() == 0 else tensor))
+    sure = strength_of("sure")
+    assert sure["augment_strength"] == pytest.approx(sure["nimg"] / 200, rel=1e-4)
+    assert alone["augment_strength"] < sure["augment_strength"]        # control
 
 
 def test_a_leak_is_found_by_name_and_size():

@@ -52,8 +52,8 @@ def is_collapse(samples, reals, before):
     return samples < reals * (RECOVERED if before else COLLAPSED)
 
 
-# Two guesses. StyleGAN2-ADA wants 0.6; at 0.9 D calls 19 of 20 real pictures real. And while a
-# picture was shown less often than that, D knows few of them by heart, however sure it is.
+# Two guesses. StyleGAN2-ADA wants 0.6; at 0.9 D calls 19 of 20 real pictures real. And
+# while each was shown fewer than 50 times, a D that is sure may only have a bad opponent.
 BY_HEART, OFTEN = 0.9, 50
 
 
@@ -63,12 +63,16 @@ def is_by_heart(signs, shown):
     signs: the mean of sign D(real), StyleGAN2-ADA's r_t. shown: how often D has seen each picture.
     Why:    a D that must tell real from made by what it sees errs now and then. One that knows the
             pictures does not; but neither does one whose G is still bad, so both must be so.
+    Proved: tests/test_augment.py::test_by_heart_takes_both_surety_and_repetition
     """
     return signs > BY_HEART and shown > OFTEN
 
 
 def by_heart(signs, shown, o):
-    """Two lines that say that D learns by heart, and what to type."""
+    """Two lines that say that D learns by heart, and what to type.
+
+    Proved: tests/test_augment.py::test_a_run_on_few_pictures_says_when_d_knows_them_by_heart
+    """
     strength = f"--augment above {o.augment:g}" if isinstance(o.augment, float) else (
         "--augment adaptive" if o.augment == "off" else "patience, as --augment grows stronger")
     return (f"by heart: D has seen each picture {shown:.0f} times, and calls "
