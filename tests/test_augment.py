@@ -260,8 +260,8 @@ def test_an_adaptive_run_is_resumed_to_the_bit(tmp_path, monkeypatch):
 
 def test_the_strength_follows_the_mean_of_all_processes(tmp_path, monkeypatch):
     """Lesson: each process of torchrun sees its own part of the reals. The strength must be the
-    same in all, so it follows the mean over them, whatever this one sees. Judge: a team whose mean is
-    always 1, where the strength is images / (1000 ADAPT_KIMG)."""
+    same in all, so it follows the mean over them, whatever this one sees. Judge: a team whose mean
+    is always 1, where the strength is images / (1000 ADAPT_KIMG)."""
     tiny.no_rehearsal(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(augment, "ADAPT_KIMG", 0.2)
