@@ -1,7 +1,7 @@
 """train.py: train a StyleGAN.   (1st in the reading order)
 
     python train.py                                        paints its own pictures; minutes on
-                                                           two CPU cores (README.md shows them)
+                                                           two CPU cores (docs/faces.png)
     python train.py --resolution 8 --total-kimg 40         the same, only up to 8x8: a minute
     python train.py --data photos/ --resolution 256        anybody's pictures
     python train.py --architecture stylegan2               the second paper's networks
@@ -323,7 +323,7 @@ def main(argv=None):
     # Where it begins: 0, 0, None; or where the checkpoint stood. All else that a run is must be a
     # function of nimg, step and the options, or a resumed run would drift from one never stopped.
     # Proved: tests/test_run.py::test_a_killed_and_resumed_run_ends_with_the_same_bits
-    nimg, step, before = run.start(checkpoint, training_step)
+    nimg, step, before = run.start(checkpoint, training_step, judge)
     reals_of = rows_of = None
 
     # ---- The game: until D has been shown as many real images as --total-kimg says ----

@@ -258,6 +258,26 @@ def test_an_adaptive_run_is_resumed_to_the_bit(tmp_path, monkeypatch):
     assert (tmp_path / "quiet" / "samples" / "augmented.png").is_file()
 
 
+def test_the_rehearsal_makes_the_changes_too(tmp_path, monkeypatch):
+    """Lesson: changes take time and memory. The steps that foretell both are asked through the
+    same door as those of the run, on a copy of D."""
+    monkeypatch.chdir(tmp_path)
+    step, asked = train.training_step, []
+    monkeypatch.setattr(train, "training_step", lambda *words: asked.append(words[1]) or step(
+        *words))
+
+    def judges_of(run, *words):
+        asked.clear()
+        assert train.main([*tiny.RUN, "--total-kimg", "0.02", "--initial-resolution", "16", "--data",
+                           str(photos), "--out", run, *words]) == 0
+        return asked[0], asked[-1]                     # of the rehearsal, of the run
+    photos = tiny.save_pictures(tmp_path / "photos", 8)
+    rehearsed, trained = judges_of("changed", "--augment", "0.5")
+    assert isinstance(rehearsed, augment.Augmented) and isinstance(trained, augment.Augmented)
+    assert rehearsed.D is not trained.D and rehearsed.strength == 0.5
+    assert not any(isinstance(D, augment.Augmented) for D in judges_of("plain"))       # control
+
+
 def test_the_strength_follows_the_mean_of_all_processes(tmp_path, monkeypatch):
     """Lesson: each process of torchrun sees its own part of the reals. The strength must be the
     same in all, so it follows the mean over them, whatever this one sees. Judge: a team whose mean

@@ -237,8 +237,8 @@ class Run:
         self.folder = self.board = self.measure = None
         self.unwritten = set()                                 # what the disk did not take
 
-    def start(self, checkpoint, training_step):
-        """Resume, rehearse `training_step`, make the folder.
+    def start(self, checkpoint, training_step, judge):
+        """Resume, rehearse `training_step`, make the folder. judge: D, or D behind --augment.
 
         Returns nimg, step, and (resolution, growing) of the last step, or None before the first.
         """
@@ -248,7 +248,7 @@ class Run:
         if o.evaluate_kimg and team.chief:
             import evaluate                                    # which is slow to import
             self.measure = evaluate.prepare(o, pictures, team.processes, self.G_ema, self.G, self.D)
-        self._rehearse(nimg, training_step)
+        self._rehearse(nimg, training_step, judge)
         if team.chief:
             self._make_folder(nimg)
         self.bar = machine.progress_bar(
@@ -312,14 +312,14 @@ class Run:
                 raise UserError(f"the machines do not have the same {what}")
         self.team.share_weights(self.G, self.D, self.G_ema)    # which they may round otherwise
 
-    def _rehearse(self, nimg, training_step):
+    def _rehearse(self, nimg, training_step, judge):
         """How long will it take, and does it fit? Steps on copies, at each resolution to come.
 
         The copies are not compiled: with --compile the time is a guess from above.
         """
         o, team = self.o, self.team
         # One call for all four, so that the copied Adams hold the weights of the copied networks.
-        copies = copy.deepcopy((self.G, self.D, self.G_opt, self.D_opt))
+        copies = copy.deepcopy((self.G, judge, self.G_opt, self.D_opt))
 
         def step(r, due):
             n = o.batch[r] // team.processes
