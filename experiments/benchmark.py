@@ -13,7 +13,9 @@
     python experiments/benchmark.py parts      the table of milliseconds in fast_gradients.py
     python experiments/benchmark.py modulation the two forms of modulated_convolution
     python experiments/benchmark.py winograd   the table in winograd.py
-    python experiments/benchmark.py cost       seconds and memory by resolution and batch; the work
+    python experiments/benchmark.py cost --largest 1024 --batches 4 --precision fp32,bf16
+                                  seconds and memory by resolution; the work
+    python experiments/benchmark.py processes  one iteration in one process, and in two of torchrun
     python experiments/benchmark.py loader     how fast pictures come, and how fast they are needed
     python experiments/benchmark.py profile    where the time of an iteration goes, by operation
 
@@ -35,6 +37,7 @@ import contextlib
 import copy
 import functools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -84,7 +87,7 @@ def settings_of(architecture, resolution):
 class Player:
     """G, D and what they need to take steps on random numbers, as the loop of train.py does."""
 
-    def __init__(self, settings, precision="fp32", compiled=False, device=CPU):
+    def __init__(self, settings, precision="fp32", compiled=False, device=CPU, team=None):
         self.settings = settings
         self.G, self.D = (machine.place(make(settings), device)
                           for make in (models.make_generator, models.make_discriminator))
@@ -93,7 +96,7 @@ class Player:
         if compiled:
             machine.compile_blocks(self.G, self.D)
         self.G_opt, self.D_opt = train.new_adam(self.G), train.new_adam(self.D)
-        self.team = machine.Team(device)
+        self.team = team or machine.Team(device)
 
     def step(self, reals, r1_factor, path_factor=None, mixes=None):
         n, resolution = reals.shape[0], reals.shape[-1]
@@ -110,11 +113,12 @@ def random_reals(batch, resolution, memory_format=torch.channels_last, device=CP
         memory_format=memory_format)
 
 
-def ours(batch, resolution, words, architecture, device=CPU):
+def ours(batch, resolution, words, architecture, device=CPU, team=None):
     """The parts of an iteration. words: of "fp32", "tf32", "bf16", "compile", "returned"."""
     if "returned" not in words:
         machine.keep_freed_memory()
-    player = Player(settings_of(architecture, resolution), words[0], "compile" in words, device)
+    player = Player(settings_of(architecture, resolution), words[0], "compile" in words, device,
+                    team)
     mixer = iter(data.StyleMixer(models.num_style_layers(resolution), batch))
 
     def step(r1_factor, path_factor):
@@ -260,14 +264,18 @@ PEERS = {"rosinality": ("stylegan", rosinality), "dulaku": ("stylegan", dulaku),
 
 
 def one(o):
-    """One implementation, in this process: prints seconds of each iteration, and peak MB."""
-    batch, resolution = o.batch, o.resolution[0]
+    """One implementation, in this process: prints seconds of each iteration, and peak MB.
+
+    Under torchrun each process takes its share of the batch, and the first one prints.
+    """
+    batch, resolution, team = o.batch, o.resolution[0], machine.join(o.device, 10)
     if o.name in PEERS:
         torch.set_default_device(o.device)                     # they do not say where
         with contextlib.redirect_stdout(sys.stderr):           # what they print is no JSON
             parts = PEERS[o.name][1](batch, resolution, o.folder)
     else:
-        parts = ours(batch, resolution, o.name.split()[1:], o.architecture, o.device)
+        parts = ours(batch // team.processes, resolution, o.name.split()[1:], o.architecture,
+                     o.device, team)
     wait = torch.cuda.synchronize if o.device.type == "cuda" else lambda: None
     times = []
     for _ in range(o.count + (2 if "ours" in o.name else 1)):  # the first warm up
@@ -278,19 +286,27 @@ def one(o):
             part()
             wait()
             times[-1] += share * (time.perf_counter() - started)
-    print(json.dumps({"times": times[-o.count:], "peak": machine.peak_memory_mb(o.device)}))
+    if team.rank == 0:
+        print(json.dumps({"times": times[-o.count:], "peak": machine.peak_memory_mb(o.device)}))
+    team.leave(0)
 
 
 def measured(script, name, batch, resolution, count, folder="", architecture="stylegan",
-             device=CPU):
-    """What `one` of a benchmark script prints, from a process of its own."""
-    command = [sys.executable, str(script), "one", name, "--batch", str(batch), "--resolution",
-               str(resolution), "--count", str(count), "--folder", str(folder)]
+             device=CPU, processes=1, threads=None):
+    """What `one` of a benchmark script prints, from a process of its own, or of torchrun's.
+
+    threads: of the CPU, for each process; or as many as torch likes.
+    """
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), "one", name,
+               "--batch", str(batch), "--resolution", str(resolution), "--count", str(count),
+               "--folder", str(folder)]
     if architecture != "stylegan":                             # older checkouts refuse the option
         command += ["--architecture", architecture]
     if device != CPU:
         command += ["--device", str(device)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if result.returncode:
         raise UserError(f"{script}: could not measure {name!r}")
     return json.loads(result.stdout.splitlines()[-1])
@@ -348,6 +364,25 @@ def memory(o):
              "given back": (__file__, "ours fp32 returned", "")}, o)
 
 
+def processes(o):
+    """The same iteration: one thread, one process with all, as many processes of one thread."""
+    threads = torch.get_num_threads()
+    rows = {"1 thread": (1, 1), f"{threads} threads": (1, threads),
+            f"{threads} processes": (threads, 1)}
+    print(f"{'px':>5}{'':>15}{'seconds':>10}{'of 1 thread':>13}{'MB each':>9}")
+    for resolution in o.resolution:
+        found = {label: [] for label in rows}
+        for label, row in list(rows.items()) * o.rounds:
+            found[label].append(measured(__file__, f"ours {o.precision[0]}", o.batch, resolution,
+                                         o.count, "", o.architecture, CPU, *row))
+        seconds = {label: statistics.median(time for result in results for time in result["times"])
+                   for label, results in found.items()}
+        for label, results in found.items():
+            print(f"{resolution:5}{label:>15}{seconds[label]:10.3f}"
+                  f"{seconds[label] / seconds['1 thread']:13.2f}"
+                  f"{max(result['peak'] for result in results):9.0f}", flush=True)
+
+
 # ==== Part 2: cost, loader, profile ===========================================================
 
 
@@ -375,18 +410,21 @@ def work_of_a_step(resolution):
 
 
 def cost(o):
-    """Measured up to --largest; work counted for all."""
-    print(f"{'px':>5}{'batch':>6}{'GFLOP/image':>13}{'s/kimg':>10}{'GFLOP/s':>9}{'MB':>8}")
+    """Measured up to --largest; the work, which is counted for StyleGAN alone, for all."""
+    print(f"{'px':>5}{'batch':>6}{'':>6}{'s/kimg':>10}{'MB':>8}{'GFLOP/image':>13}{'GFLOP/s':>9}")
     for resolution in models.resolutions_up_to(1024):
-        work = work_of_a_step(resolution)[0]
+        counted = o.architecture == "stylegan"
+        work = work_of_a_step(resolution)[0] if counted else float("nan")
+        if resolution > o.largest:
+            print(f"{resolution:5}{work:43.0f}" * counted)
+            continue
         for batch in o.batches:
-            if resolution > o.largest:
-                print(f"{resolution:5}{'':6}{work:13.0f}")
-                break
-            result = measured(__file__, f"ours {o.precision[0]}", batch, resolution, 2)
-            seconds = min(result["times"]) / batch
-            print(f"{resolution:5}{batch:6}{work:13.0f}{1000 * seconds:10.0f}"
-                  f"{work / seconds:9.0f}{result['peak']:8.0f}", flush=True)
+            for precision in o.precision:
+                result = measured(__file__, f"ours {precision}", batch, resolution, o.count, "",
+                                  o.architecture)
+                seconds = min(result["times"]) / batch
+                print(f"{resolution:5}{batch:6}{precision:>6}{1000 * seconds:10.1f}"
+                      f"{result['peak']:8.0f}{work:13.0f}{work / seconds:9.0f}", flush=True)
 
 
 def loader(o):
@@ -646,7 +684,7 @@ def parts(o):
 def main(argv=None):
     whats = {"iteration": iteration, "memory": memory, "gradients": gradients, "parts": parts,
              "modulation": modulation, "winograd": winograd_table, "cost": cost,
-             "loader": loader, "profile": profile, "one": one}
+             "processes": processes, "loader": loader, "profile": profile, "one": one}
     parser = options.OneLineParser(prog="benchmark.py", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
     counts = options.number_from(1)
@@ -666,9 +704,9 @@ def main(argv=None):
                         help="iteration: rosinality=FOLDER, dulaku=FOLDER; of StyleGAN2: "
                         "ada=FOLDER")
     parser.add_argument("--architecture", choices=("stylegan", "stylegan2"), default="stylegan",
-                        help="iteration, memory, profile (default stylegan)")
+                        help="iteration, memory, cost, processes, profile (default stylegan)")
     parser.add_argument("--resolution", type=resolutions, default=[32], metavar="LIST",
-                        help="iteration, memory, profile (default 32)")
+                        help="iteration, memory, processes, profile (default 32)")
     parser.add_argument("--device", type=torch.device, default=CPU, metavar="NAME",
                         help="iteration: cpu, cuda (default cpu)")
     parser.add_argument("--precision", type=lambda text: text.split(","), default=["fp32"],
