@@ -9,7 +9,7 @@ Needs:   torch, torchvision, numpy, Pillow, tqdm; for the page gradio >= 6.27. A
 Letters: N images in the batch; L style layers; S size of w; R pixels a side. Images lie in [-1, 1].
 
 A figure of generate.py shows what somebody has chosen. Here one turns a control and sees what it
-does. All that a picture depends on, but for the network, is a `Look`:
+does (docs/explore.png). All that a picture depends on, but for the network, is a `Look`:
 
     face --> w --> psi, cutoff --> mixing --> directions --> ws --> G, with its noise --> picture
 

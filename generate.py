@@ -320,7 +320,7 @@ def mix(ws_a, ws_b, first, last):
 def mixing_figure(model, o):
     """Faces with some styles of A (left) and the others of B (top).
 
-    Remakes: figure 3 of the StyleGAN paper. A row is one A, a column one B.
+    Remakes: figure 3 of the StyleGAN paper. A row is one A, a column one B. docs/mixing.png
     Look for: in the paper the coarse styles bring pose, general hair style, face shape and glasses
             from B, while the colours stay A's; the middle ones smaller features of the face, hair
             style, eyes open or closed; the fine ones the colour scheme and the microstructure.
@@ -364,7 +364,7 @@ def mixing_figure(model, o):
 def truncation_figure(model, o):
     """Each face drawn towards the average one, through it, and out at the other side.
 
-    Remakes: figure 8 of the StyleGAN paper (appendix B), w' = w_avg + psi (w - w_avg).
+    Remakes: figure 8 (appendix B), w' = w_avg + psi (w - w_avg), in docs/truncation.png.
     Look for: at psi 0 all rows are the same face (with --cutoff they differ in the layers above
             it). In the paper the way there never seems to cause errors, and beyond it lies the
             "anti-face", in which viewpoint, glasses, age, colouring, hair length and often gender
@@ -439,7 +439,7 @@ def noise_figure(model, o):
     """One face under several draws of the noise, where it differs, and what each part of it does.
 
     Remakes: figure 4 (draws, and the standard deviation over 100 of them) and figure 5 (all noise,
-            none, fine only, coarse only) of the StyleGAN paper.
+            none, fine only, coarse only) of the StyleGAN paper, in docs/noise.png.
     Look for: in the paper noise moves hair, silhouettes, backgrounds and the reflections in eyes,
             and does not move identity and pose. There faces without noise look painted, fine noise
             gives single hairs and pores, and coarse noise large curls. A network that had no use

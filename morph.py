@@ -419,6 +419,7 @@ def load_networks(path, device="cpu", parts=("generator_ema",)):
 # exact; float32 rounds. The colours are small sums of large hidden numbers, so the error is larger
 # than one rounding, 6e-8: up to 7e-6 at the paper's widths (measured, 64 to 1024 px). A score that
 # happens to lie near 0 is a smaller measure; so the program refuses only what no rounding explains.
+# docs/morph.png shows faces before and after.
 
 TOLERANCE = 1e-4
 
