@@ -294,7 +294,7 @@ STYLEGAN2 = dict(architecture="stylegan2", path_weight=2.0, path_interval=4, r1_
                  r1_gamma=None)
 STYLEGAN2_PRESETS = {
     # About as many minutes as StyleGAN takes there. Its gamma was tried: docs/results.md.
-    "painted faces on a CPU": dict(batch="16", learning_rate="0.003", r1_gamma="2",
+    "painted faces on a CPU": dict(batch="16", learning_rate="0.006", r1_gamma="2",
                                    total_kimg=100.0),
     # Its gamma is that of the two on a CPU; at 128 px nobody has tried.
     "painted faces on a GPU": dict(channel_base=8192, batch="32", learning_rate="0.002",
