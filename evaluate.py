@@ -76,8 +76,8 @@ from workshop.curves import append_line, explanation, table
 from workshop.features import (
     INCEPTION, SMALLEST_LPIPS, compute_features, fingerprint_of, load_features, lpips_network)
 from workshop.measuring import (
-    about_machine, about_pictures, find_reals, frozen_copy, guarded, in_its_own_run, on_its_own,
-    real_features, real_images, upsampled)
+    about_machine, about_pictures, checkpoints_in, drawn_pictures, find_reals, frozen_copy, guarded,
+    holds_pictures, in_its_own_run, on_its_own, real_features, real_images, upsampled)
 
 # ---- 1. The duality gap ----------------------------------------------------------------------
 #
@@ -786,7 +786,9 @@ def parse_args(argv=None):
         + "\n\nEach result is a line of metrics.jsonl beside the checkpoint, with all that it "
           "depends on.\nWhat FID computes is called FD-NETWORK if the features are others.")
     add, counts = parser.add_argument, options.number_from(1)
-    add("model", metavar="RUN", type=pathlib.Path, help="a checkpoint, or the folder of a run")
+    add("model", metavar="RUN", type=pathlib.Path, help="a checkpoint, or the folder of a run; or "
+        "pictures that anything has drawn, a folder or a .zip, to be compared with --data")
+    add("--all", action="store_true", help="all checkpoints in the folder; the best is named")
     add("--metrics", metavar="LIST", help=f"any of {', '.join(METRICS)} (default "
         "fid,kid,precision_recall; with --plot none)")
     add("--data", metavar="PATH", help="real pictures, a folder or a .zip (default: those of the "
@@ -815,30 +817,16 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
-    """Load, check, measure, say it. Returns the exit code."""
-    # ---- 1. What is asked for ----
-    o = parse_args(argv)
-    metrics = metrics_from(o.metrics or "fid,kid,precision_recall")
-    path = o.model / "checkpoint.pt" if o.model.is_dir() else o.model
-    if not o.model.exists():
-        raise UserError(f"{o.model}: no such file or folder")
-    if o.plot:
-        curves.check(o.plot)                   # what it may not write over, it refuses now
-        if not o.metrics:
-            print(curves.plot_run(path.parent, o.plot))
-            return 0
-
-    # ---- 2. Is everything there, before anything is computed? ----
-    device = machine.pick_device(o.device)
-    # Of two fast ways to convolve, cuDNN otherwise takes whichever; the numbers would vary.
-    torch.backends.cudnn.deterministic = True
-    loaded = morph.load_networks(
+def measure(path, metrics, device, o):
+    """Load one checkpoint, or pictures, check, measure, say it. Returns the records."""
+    # ---- 1. Is everything there, before anything is computed? ----
+    drawn = holds_pictures(path)
+    loaded = drawn_pictures(path, metrics, device, o) if drawn else morph.load_networks(
         path, device, ("generator_ema", "generator", "discriminator"))
     checkpoint, r, features, reals = loaded.checkpoint, loaded.resolution, None, {}
-    run = checkpoint.get("options", {})
+    run, most = checkpoint.get("options", {}), 5000 if device.type == "cpu" else 50_000
     s = settings_of(run, r, loaded.alpha, device, dg_batch=o.dg_batch, psi=o.psi, seed=o.seed,
-                    images=o.images or (5000 if device.type == "cpu" else 50_000),
+                    images=min(o.images or most, checkpoint.get("drawn", math.inf)),
                     batch=o.batch or max(1, min(32, 8192 // r)), dg_steps=o.dg_steps,
                     ppl_crop=o.ppl_crop, allow_upsampling=upsampled(o, run))
     with machine.in_float32():
@@ -855,15 +843,16 @@ def main(argv=None):
     for sentence in warned:
         print(f"note: {sentence}", file=sys.stderr)
 
-    # ---- 3. Measure, and keep every number as soon as it is there ----
+    # ---- 2. Measure, and keep every number as soon as it is there ----
     progress = checkpoint.get("progress", {})
     nimg, grown = progress.get("nimg"), float(progress.get("alpha", 1.0))
     kimg = "" if nimg is None else f" after {nimg / 1000:g} kimg"
     print(f"{path}{kimg}, {r} px" + f", alpha {grown:.2f}" * (grown < 1), flush=True)
     about = {"nimg": nimg, "alpha": grown, "checkpoint": path.name,
-             "checkpoint_sha256": fingerprint_of(path)}
-    records, lines = [], path.parent / "metrics.jsonl"
-    if not os.access(lines if lines.exists() else path.parent, os.W_OK):
+             "checkpoint_sha256": checkpoint.get("stamp") or fingerprint_of(path),
+             **({"network": "none: pictures"} if drawn else {})}
+    records, lines = [], path.absolute().parent / "metrics.jsonl"
+    if not os.access(lines if lines.exists() else lines.parent, os.W_OK):
         print(f"note: {lines} cannot be written; the numbers will only be shown", file=sys.stderr)
     try:
         for group in groups_of(metrics):
@@ -871,13 +860,33 @@ def main(argv=None):
                 records.append({**record, **about})
                 append_line(lines, records[-1])
 
-    finally:                                   # ---- 4. Say it, also if the next one failed ----
+    finally:                                   # ---- 3. Say it, also if the next one failed ----
         if records:
             print(table(records))
         for record in records:
             print("\n" + explanation(record, RESULTS[record["result"]]))
+    return records
+
+
+def main(argv=None):
+    """Measure one checkpoint, or pictures, or all checkpoints of a run. Returns the exit code."""
+    o = parse_args(argv)
+    metrics = metrics_from(o.metrics or "fid,kid,precision_recall")
+    if not o.model.exists():
+        raise UserError(f"{o.model}: no such file or folder")
+    paths = checkpoints_in(o.model) if o.all else [
+        o.model / "checkpoint.pt" if o.model.is_dir() and not holds_pictures(o.model) else o.model]
     if o.plot:
-        print(f"\n{curves.plot_run(path.parent, o.plot)}")
+        curves.check(o.plot)                   # what it may not write over, it refuses now
+    if o.metrics or not o.plot:
+        device = machine.pick_device(o.device)
+        # Of two fast ways to convolve, cuDNN otherwise takes whichever; the numbers would vary.
+        torch.backends.cudnn.deterministic = True
+        records = [record for path in paths for record in measure(path, metrics, device, o)]
+        if o.all:
+            print(f"\n{curves.beside_each_other(records)}")
+    if o.plot:
+        print(curves.plot_run(paths[0].parent, o.plot))
     return 0
 
 

@@ -34,6 +34,21 @@ def run(tmp_path):
 # ---- 1. lines ----
 
 
+def test_the_best_checkpoint_is_named():
+    """Lesson: of a distance the smallest is best, of precision the largest; and networks of two
+    resolutions are judged by different reals, so each size has a best one of its own."""
+    def records(**by_file):
+        return [line(checkpoint=f"{file}.pt", nimg=nimg, resolution=px, value=value, **what)
+                for file, (nimg, px, value) in by_file.items()]
+    what = {}
+    runs = dict(old=(1000, 8, 5.0), a=(2000, 16, 30.0), b=(3000, 16, 20.0), c=(4000, 16, 25.0))
+    text = curves.beside_each_other(records(**runs)).splitlines()
+    assert [row.split() for row in text[:2]] == [["kimg", "px", "FD-x"], ["old.pt", "1", "8", "5"]]
+    assert text[-2:] == ["the best of 8 px, by FD-x: old.pt", "the best of 16 px, by FD-x: b.pt"]
+    what.update(metric="Precision-x", result="Precision")
+    assert curves.beside_each_other(records(**runs)).endswith("by Precision-x: a.pt")
+
+
 def test_a_line_is_whole_or_a_note(tmp_path, capsys):
     """Lesson: what a killed process left of its last line is cut off, or the next line would be
     joined to it. A disk that takes no line is no reason to lose the number."""

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 
 import evaluate
+import morph
 import stylegan_dataloader as data
 import stylegan_losses as losses
 import stylegan_models as models
@@ -1231,6 +1232,57 @@ def test_efficientnet_gives_numbers_of_its_own_name(fresh):
     line, = lines_of(fresh)
     assert line["metric"] == "IS-EffLite0" and 1 < line["value"] < 1000
     assert line["features"] == "efficientnet-lite0" and "data" not in line
+
+
+def test_pictures_are_measured_as_the_network_that_drew_them(run, fresh, tmp_path, capsys):
+    """Lesson: a folder of PNG files gets the numbers of the network that made them, if it is
+    compared with the same pictures: neither rounding to bytes nor a shuffle changes a cloud. A half
+    of the real pictures gets better ones."""
+    net, photos = run.parent / "mine.pt", run.parent / "photos"
+    words = ["--features", net, "--metrics", "fid,precision_recall", "--images", 100, "--no-flip",
+             "--data", photos, "--cache", tmp_path / "cache"]
+    assert start(fresh, *words) == 0
+    model = morph.load_networks(fresh / "checkpoint.pt")
+    s = evaluate.Settings(model.resolution, images=100)
+    drawn = tmp_path / "pictures" / "drawn"
+    drawn.mkdir(parents=True)
+    with evaluate.on_its_own(s.seed, torch.device("cpu")):     # the same noise, too
+        images = torch.cat(list(evaluate.generated_images(model.networks["generator_ema"], s)))
+    for k, image in enumerate(images):
+        Image.fromarray(data.to_pixels(image[None])[0].numpy()).save(drawn / f"{k}.png")
+    capsys.readouterr()
+    assert start(drawn, *words) == 0
+    assert f"{drawn}, 8 px" in capsys.readouterr().out
+    lines = lines_of(drawn.parent)
+    for ours, theirs in zip(lines_of(fresh), lines, strict=True):
+        assert theirs["value"] == pytest.approx(ours["value"], rel=1e-4), ours["metric"]
+        assert theirs["network"] == "none: pictures" and theirs["generated"] == 100
+    assert start(photos, *words) == 0                          # control
+    assert lines_of(run.parent)[0]["value"] < 0.5 * lines[0]["value"]
+    for more, message in ((["--metrics", "ppl"], "pictures, and ppl needs a network"),
+                          (["--psi", 0.5], "pictures, and --psi needs a network")):
+        code, line = refused(evaluate.main, [drawn, *map(str, words), *map(str, more)], capsys)
+        assert code == 2 and message in line, line
+    code, line = refused(evaluate.main, [drawn, "--features", net], capsys)
+    assert code == 2 and "name those with --data" in line
+
+
+def test_all_checkpoints_of_a_folder_are_measured_and_the_best_is_named(run, fresh, capsys):
+    """Lesson: the last network of a run need not be its best one. Here a second one has the
+    weights of a G that never learned."""
+    checkpoint = torch.load(fresh / "checkpoint.pt", weights_only=True)
+    G = models.make_generator(checkpoint["settings"])
+    torch.save({**checkpoint, "generator_ema": G.state_dict()}, fresh / "young.pt")
+    assert start(fresh, "--all", "--features", run.parent / "mine.pt", "--metrics", "fid,kid",
+                 "--images", 100, "--data", run.parent / "photos") == 0
+    table = capsys.readouterr().out.split("\n\n")[-1].splitlines()
+    assert table[0].split() == ["kimg", "px", "FD-mine", "KID-mine"]
+    rows = {row.split()[0]: float(row.split()[3]) for row in table[1:3]}
+    assert set(rows) == {"checkpoint.pt", "young.pt"}
+    assert table[3] == f"the best of 8 px, by FD-mine: {min(rows, key=rows.get)}"
+    assert len(lines_of(fresh)) == 4
+    code, line = refused(evaluate.main, [run.parent / "photos", "--all"], capsys)
+    assert code == 2 and "no folder with checkpoints" in line
 
 
 @pytest.mark.parametrize("arguments, message", [

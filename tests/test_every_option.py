@@ -194,6 +194,8 @@ EVALUATE = {
     "--metrics": Changes("values", "kid", "--features {network} --images 100"),
     "--data": Changes("values", "{third}"),
     "--features": "test_evaluate.py::test_a_line_of_metrics_jsonl_is_enough_to_repeat_it",
+    "--all": "test_evaluate.py::"
+             "test_all_checkpoints_of_a_folder_are_measured_and_the_best_is_named",
     "--weights": "test_features.py::test_inception_weights_may_lie_anywhere",
     "--images": Changes("values", "101", "--metrics kid --features {network} --images 100"),
     "--psi": Changes("values", "0.5", "--metrics kid --features {network} --images 100"),

@@ -70,6 +70,33 @@ def table(records):
                      for a, b, c in lines)
 
 
+HIGHER_IS_BETTER = ("Precision", "Recall", "IS")
+
+
+def beside_each_other(records):
+    """A line for each checkpoint, its numbers side by side; and which is best, by the first number.
+
+    Only checkpoints of one resolution can be compared: each is judged by reals of its own size.
+    Proved: tests/test_curves.py::test_the_best_checkpoint_is_named
+    """
+    rows, names = {}, list(dict.fromkeys(record["metric"] for record in records))
+    for record in records:
+        key = record["resolution"], record["nimg"] or 0, record["checkpoint"]
+        rows.setdefault(key, {})[record["metric"]] = record
+    lines = [["", "kimg", "px", *names]] + [
+        [file, f"{nimg / 1000:g}", str(px), *(f"{row[name]['value']:.4g}" for name in names)]
+        for (px, nimg, file), row in sorted(rows.items())]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    text = ["  ".join(f"{cell:>{width}}" if k else f"{cell:{width}}"
+                      for k, (cell, width) in enumerate(zip(line, widths))) for line in lines]
+    for px in sorted({key[0] for key in rows}):
+        of_size = [row[names[0]] for key, row in rows.items() if key[0] == px]
+        pick = max if of_size[0]["result"] in HIGHER_IS_BETTER else min
+        best = pick(of_size, key=lambda record: record["value"])
+        text.append(f"the best of {px} px, by {names[0]}: {best['checkpoint']}")
+    return "\n".join(text)
+
+
 SAID_ELSEWHERE = ("metric", "result", "value", "error", "warning", "worst_d", "worst_g", "current",
                   "nimg", "alpha", "checkpoint", "seconds")
 

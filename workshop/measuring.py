@@ -6,6 +6,7 @@ Needs:   torch, numpy, Pillow. Importing this file reads no file, no argv, no cl
   1. around it        so that it disturbs no training, and a line says all that a number depends on
   2. which pictures   those of the run, or --data; and which of them training never saw
   3. their features   computed once, then kept
+  4. no network       what anything else has drawn, in the place of a checkpoint
 """
 
 import contextlib
@@ -25,7 +26,7 @@ import torch
 
 import stylegan_dataloader as data
 from workshop import UserError, machine, pictures
-from workshop.checkpoints import in_its_own_run
+from workshop.checkpoints import Loaded, in_its_own_run
 from workshop.features import compute_features, reason_of
 
 # ---- 1. Around it ----------------------------------------------------------------------------
@@ -268,3 +269,61 @@ def real_features(features, dataset, n, batch, device, alpha, cache):
             with contextlib.suppress(OSError):                 # stderr may be on the same disk
                 print(f"note: {path} cannot be written ({error.strerror})", file=sys.stderr)
     return points
+
+
+# ---- 4. No network ---------------------------------------------------------------------------
+
+
+def checkpoints_in(folder):
+    """The .pt files in a folder, the older ones first.   Errors: UserError if there are none."""
+    paths = sorted(folder.glob("*.pt"), key=lambda path: (path.stat().st_mtime, path.name))
+    if not paths:
+        raise UserError(f"{folder}: no folder with checkpoints (*.pt), and --all asks for them")
+    return paths
+
+
+def holds_pictures(path):
+    """Is it a .zip, or a folder that is no run?"""
+    return path.suffix.lower() == ".zip" or path.is_dir() and not (
+        (path / "settings.json").exists() or any(path.glob("*.pt")))
+
+
+class Drawn(torch.nn.Module):
+    """Pictures in the place of G: for each z the next one of a dataset, each once.
+
+    Why:    all that compares clouds of features asks G for pictures and for nothing else. So what
+            another program has drawn, or one half of a set, is measured as a network is.
+    Proved: tests/test_evaluate.py::test_pictures_are_measured_as_the_network_that_drew_them
+    """
+    latent_dim = 1
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.dataset, self.shown = dataset, 0
+
+    def forward(self, z, **how):
+        samples = range(self.shown, self.shown + len(z))
+        self.shown += len(z)
+        return data.to_images(self.dataset.__getitems__(samples), z.device)
+
+
+def drawn_pictures(path, metrics, device, typed):
+    """`Loaded`, as of a checkpoint, of pictures at the largest resolution that the first one has.
+
+    Errors: UserError for what only a network has, and without --data; DataError.
+    """
+    network_only = set(metrics) & {"duality_gap", "ppl"}
+    if network_only or typed.psi != 1:
+        raise UserError(f"{path}: pictures, and {min(network_only, default='--psi')} needs a "
+                        f"network")
+    if typed.data is None:
+        raise UserError(f"{path}: pictures, to be compared with others; name those with --data")
+    source = pictures.find_pictures(path)
+    side = next((side for _, side, _ in map(functools.partial(pictures.shorter_side, source),
+                                            range(len(source.names))) if side >= 4), 4)
+    resolution = min(2 ** int(math.log2(side)), 1024)
+    folder = pictures.pack_pictures(source, resolution, typed.cache or "cache", machine.cores(),
+                                    progress=machine.progress_bar)
+    dataset = data.PictureDataset(folder, source, resolution, typed.seed, flip=False)
+    return Loaded({"generator_ema": Drawn(dataset)}, resolution, 1.0, {
+        "settings": {"resolution": resolution}, "drawn": len(dataset), "stamp": source.stamp[:16]})

@@ -685,7 +685,7 @@ def _build(source, where, resolution, folder, workers, allow_upsampling, report,
     if source.kind == "painted":
         usable = list(range(len(source.names)))
     else:
-        for number, side, reason in in_parallel(functools.partial(_measure, source),
+        for number, side, reason in in_parallel(functools.partial(shorter_side, source),
                                                 range(len(source.names)), workers, progress,
                                                 "looking"):
             if reason:
@@ -767,7 +767,7 @@ def _build(source, where, resolution, folder, workers, allow_upsampling, report,
         shutil.rmtree(partial, ignore_errors=True)             # interrupted, or already renamed
 
 
-def _measure(source, number):
+def shorter_side(source, number):
     """(number, shorter side in pixels, why it cannot be read or "")."""
     try:
         return number, min(_use_picture(lambda image: image.size, source, number)), ""
