@@ -26,9 +26,7 @@ A file holds the w of a photograph (project.py) or of an edited face (explore.py
 How tiles are labelled and files written is looked up in workshop/figures.py and workshop/video.py.
 """
 
-import argparse
 import contextlib
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -42,12 +40,13 @@ from evaluate import slerp
 from project import read_w, spread_of_w
 from stylegan_dataloader import to_pixels
 from stylegan_layers import AdaIN, ModulatedConv2d, ModulatedToRGB, NoiseInput, upsample_fir
-from workshop import UserError, figures, machine, video
+from workshop import UserError, export, figures, machine, video
 from workshop.faces import (
-    face_options, fill_in, key_of, layers_from, name_of, numbers_from, spelled, strength)
+    face_options, fill_in, key_of, layers_from, name_of, noise_options, numbers_from, out_options,
+    spelled, truncation_options)
 from workshop.figures import (
     FIGURES, Row, check_figure, draw_figure, in_rows, tile_side, to_tile)
-from workshop.options import OneLineParser, Table, number_from, show, start, table_of
+from workshop.options import OneLineParser, Table, number_from, show, start
 
 # ---- 1. From seeds to pictures ---------------------------------------------------------------
 
@@ -742,59 +741,6 @@ def write_loop(model, o):
 
 # ---- 9. The options --------------------------------------------------------------------------
 
-# Groups of options, as parents of the parsers of the WHATs that take them. (`face_options`, --seeds
-# and --w, and how lists of numbers are read: workshop/faces.py.)
-
-
-def out_options(default, suffixes):
-    """--out, --device and --batch: where to and with what."""
-    group = argparse.ArgumentParser(add_help=False)
-    group.add_argument("--out", metavar="PATH", default=pathlib.Path(default), type=pathlib.Path,
-                       help=f"{', '.join(suffixes) or 'a folder'} (default {default}); only what "
-                       f"this program wrote is written over")
-    group.add_argument("--device", metavar="NAME",
-                       help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    # [MACHINE] 8 images at 1024 px and the paper's widths on a CPU: 3.6 GB for the process, 2 s an
-    #           image; --batch 1: 1.3 GB and the same speed (measured, one core). On a GPU not
-    #           measured: less memory, --batch 1; more, a larger one may be faster.
-    group.add_argument("--batch", metavar="N", type=number_from(1), default=8,
-                       help="pictures made at once, bounds the memory (default 8)")
-    group.set_defaults(suffixes=suffixes)
-    return group
-
-
-def truncation_options(psi=True):
-    """--psi and --cutoff; `truncation` has --psis instead."""
-    group = argparse.ArgumentParser(add_help=False)
-    if psi:
-        # 1 shows what the network has learned; 0.7 hides what it does badly, which is what one
-        # wants on a poster and not when looking for errors.
-        group.add_argument("--psi", metavar="PSI", type=strength, default=1.0,
-                           help="truncation: 1 is none, which shows all that the network does "
-                           "(default); the official pictures are shown with 0.7 and --cutoff 8, "
-                           "StyleGAN2's with 0.5")
-    group.add_argument("--cutoff", metavar="LAYERS", type=number_from(0), default=None,
-                       help="truncate only so many layers, from the first (default: all)")
-    group.set_defaults(psi=1.0)
-    return group
-
-
-def noise_options(*choices):
-    """--noise and --seed, as far as there is a choice. The first choice is the default."""
-    group = argparse.ArgumentParser(add_help=False)
-    if len(choices) > 1:
-        group.add_argument("--noise", choices=choices,
-                           help="const: the maps stored with the network; none" +
-                           ("; random: each face its own" if "random" in choices else ""))
-    if "random" in choices:
-        group.add_argument("--seed", metavar="N", type=number_from(0, int, 2 ** 32 - 1),
-                           default=0, help="of the random noise (default 0)")
-    group.add_argument("--noise-strength", metavar="TIMES", type=table_of(float), default=None,
-                       help="0.5, or from each resolution on, 4:1,16:0 (default: as learned)")
-    group.set_defaults(noise=choices[0], seed=0)
-    return group
-
-
 def parse_args(argv=None):
     """The options. Each WHAT has only those that it reads, and the function that makes it."""
     parser = OneLineParser(
@@ -803,7 +749,8 @@ def parse_args(argv=None):
     parser.add_argument("model", metavar="MODEL", help="a checkpoint of train.py, finished or not")
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
 
-    # What a WHAT is: a name, a sentence, the function that makes it, and groups of options.
+    # What a WHAT is: a name, a sentence, the function that makes it, and groups of options, which
+    # stand in workshop/faces.py.
     def kind(name, help, make, *parents):
         group = kinds.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".",
                                  prog=f"generate.py MODEL {name}", parents=parents)
@@ -855,11 +802,15 @@ def parse_args(argv=None):
                        help="of the whole loop (default: 50 a face)")
     group.add_argument("--fps", metavar="N", type=number_from(1, float, 100), default=25.0,
                        help="frames a second (default 25)")
+    kind("export", "the network for other programs: ONNX, safetensors", export.write_network,
+         export.network_options())
     return fill_in(parser.parse_args(argv))
 
 
 def check_out(o):
     """All that can be known about --out before anything is computed.   Errors: UserError."""
+    if o.what == "export":
+        return export.check(o)
     if o.suffixes:
         if o.out.suffix.lower() not in o.suffixes:
             raise UserError(f"--out {o.out}: {o.what} is written as {', '.join(o.suffixes)}")

@@ -1,8 +1,18 @@
 """The doors: what lets people in who do not come by `pip install -r requirements.txt`."""
 
+import json
 import re
 
-from conftest import ROOT
+import numpy as np
+import pytest
+import torch
+
+import generate
+import morph
+import stylegan_models as models
+import tiny
+import train
+from conftest import ROOT, refused
 
 
 def requirements(name):
@@ -22,3 +32,93 @@ def test_uv_installs_what_pip_does():
     assert listed(project) == requirements("requirements.txt")
     assert listed(extra) == requirements("requirements-extra.txt")
     assert listed(project) != listed(extra)                    # control
+
+
+# ---- 2. export -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["stylegan", "stylegan2"])
+def run(request, tmp_path_factory):
+    """A folder with a small checkpoint, whose noise and w_avg are not 0, and one number."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.no_rehearsal(patch)
+        assert train.main([*tiny.RUN, "--architecture", request.param, "--data", str(
+            tiny.save_pictures(folder / "photos")), "--cache", str(folder / "cache"), "--out",
+            str(folder / "run")]) == 0
+    path = folder / "run" / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    for name, tensor in checkpoint["generator_ema"].items():
+        if "strength" in name or name == "w_avg":
+            tensor.normal_(generator=torch.Generator().manual_seed(len(name)))
+    torch.save(checkpoint, path)
+    (path.parent / "metrics.jsonl").write_text(json.dumps(
+        {"metric": "FD-x", "value": 12.5, "nimg": checkpoint["progress"]["nimg"]}) + "\n" + json.dumps(
+        {"metric": "FD-y", "value": 99.5, "nimg": 1}) + "\n")
+    return path.parent
+
+
+def ours(run, z, psi, noise="const"):
+    model = morph.load_networks(run / "checkpoint.pt")
+    return model.networks["generator_ema"](z, truncation_psi=psi, noise_mode=noise)
+
+
+def export(run, *words):
+    return generate.main([str(word) for word in (run / "checkpoint.pt", "export", *words)])
+
+
+def test_the_exported_graph_makes_the_same_pictures(run, tmp_path):
+    """Lesson: another program, which knows nothing of PyTorch, draws the same pixels from the
+    graph, whatever psi and however many. Control: without the stored noise it would not."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "net.onnx"
+    assert export(run, "--onnx", out) == 0
+    session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    for n, psi in ((1, 1.0), (3, 0.5)):
+        z = torch.randn(n, 8, generator=torch.Generator().manual_seed(n))
+        images, = session.run(None, {"z": z.numpy(), "psi": np.array(psi, np.float32)})
+        expected = ours(run, z, psi).numpy()
+        assert images.shape == (n, 3, 16, 16)
+        assert np.abs(images - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.abs(images - ours(run, z, psi, "none").numpy()).max() > 0.01     # control
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.onnx.md"]
+
+
+def test_safetensors_hold_the_network(run, tmp_path):
+    """Lesson: names, numbers and settings are enough to build the network again, to the bit. (Its
+    pictures may differ in the last bits: weights lie otherwise in memory.)"""
+    safetensors = pytest.importorskip("safetensors")
+    from safetensors.torch import load_file
+    out = tmp_path / "net.safetensors"
+    assert export(run, "--safetensors", out) == 0
+    with safetensors.safe_open(str(out), "pt") as file:
+        settings = json.loads(file.metadata()["settings"])
+    G = models.make_generator(settings).eval()
+    z = torch.randn(2, 8)
+    expected, weights = ours(run, z, 1.0), load_file(str(out))
+    assert not torch.allclose(G(z, noise_mode="const"), expected, atol=0.01)   # control
+    G.load_state_dict(weights)
+    assert torch.allclose(G(z, noise_mode="const"), expected, rtol=1e-4, atol=1e-4)
+    kept = torch.load(run / "checkpoint.pt", weights_only=True)["generator_ema"]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in kept.items())
+
+
+def test_the_card_says_what_is_known(run, tmp_path, capsys):
+    """Lesson: a file that is passed on says what it was made of: the pictures by name and not by
+    path, how long it learned, what was measured of just this network. And nothing is overwritten."""
+    pytest.importorskip("safetensors")
+    out = tmp_path / "net.safetensors"
+    assert export(run, "--safetensors", out) == 0
+    card = (tmp_path / "net.safetensors.md").read_text("utf-8")
+    assert "photos (fingerprint" in card and str(run.parent) not in card
+    assert "0.6 thousand images" in card and "16 x 16" in card
+    assert "FD-x | 12.5" in card and "99.5" not in card
+    before = out.read_bytes()
+    code, line = refused(generate.main, [run / "checkpoint.pt", "export", "--safetensors", out],
+                         capsys)
+    assert code == 2 and "exists; choose another name" in line and out.read_bytes() == before
+    for words, message in (([], "export: as what?"),
+                           (["--onnx", "net.pt"], "the name must end in .onnx")):
+        code, line = refused(generate.main, [run / "checkpoint.pt", "export", *words], capsys)
+        assert code == 2 and message in line, line

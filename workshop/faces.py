@@ -1,4 +1,4 @@
-"""faces.py: how faces, and other lists of numbers, are named on a command line.   (workshop)
+"""faces.py: how faces, lists of numbers, and what a figure needs are typed.   (workshop)
 
 Used by: generate.py, explore.py.
 Needs:   what workshop/options.py needs. Importing this file reads no file, no argv, no clock.
@@ -12,7 +12,7 @@ import pathlib
 import re
 import zlib
 
-from workshop.options import number_from
+from workshop.options import number_from, table_of
 
 # ---- 1. Faces --------------------------------------------------------------------------------
 
@@ -117,3 +117,57 @@ def layers_from(text):
     if not match or int(match[2] or match[1]) < int(match[1]):
         raise argparse.ArgumentTypeError(f"{text!r} is not a range of layers like 0-3")
     return int(match[1]), int(match[2] or match[1])
+
+
+# ---- 3. What all figures ask for -------------------------------------------------------------
+#
+# Groups of options, as parents of the parsers of the WHATs of generate.py that take them.
+
+
+def out_options(default, suffixes):
+    """--out, --device and --batch: where to and with what."""
+    group = argparse.ArgumentParser(add_help=False)
+    group.add_argument("--out", metavar="PATH", default=pathlib.Path(default), type=pathlib.Path,
+                       help=f"{', '.join(suffixes) or 'a folder'} (default {default}); only what "
+                       f"this program wrote is written over")
+    group.add_argument("--device", metavar="NAME",
+                       help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    # [MACHINE] 8 images at 1024 px and the paper's widths on a CPU: 3.6 GB for the process, 2 s an
+    #           image; --batch 1: 1.3 GB and the same speed (measured, one core). On a GPU not
+    #           measured: less memory, --batch 1; more, a larger one may be faster.
+    group.add_argument("--batch", metavar="N", type=number_from(1), default=8,
+                       help="pictures made at once, bounds the memory (default 8)")
+    group.set_defaults(suffixes=suffixes)
+    return group
+
+
+def truncation_options(psi=True):
+    """--psi and --cutoff; `truncation` has --psis instead."""
+    group = argparse.ArgumentParser(add_help=False)
+    if psi:
+        # 1 shows what the network has learned; 0.7 hides what it does badly, which is what one
+        # wants on a poster and not when looking for errors.
+        group.add_argument("--psi", metavar="PSI", type=strength, default=1.0,
+                           help="truncation: 1 is none, which shows all that the network does "
+                           "(default); the official pictures are shown with 0.7 and --cutoff 8, "
+                           "StyleGAN2's with 0.5")
+    group.add_argument("--cutoff", metavar="LAYERS", type=number_from(0), default=None,
+                       help="truncate only so many layers, from the first (default: all)")
+    group.set_defaults(psi=1.0)
+    return group
+
+
+def noise_options(*choices):
+    """--noise and --seed, as far as there is a choice. The first choice is the default."""
+    group = argparse.ArgumentParser(add_help=False)
+    if len(choices) > 1:
+        group.add_argument("--noise", choices=choices,
+                           help="const: the maps stored with the network; none" +
+                           ("; random: each face its own" if "random" in choices else ""))
+    if "random" in choices:
+        group.add_argument("--seed", metavar="N", type=number_from(0, int, 2 ** 32 - 1),
+                           default=0, help="of the random noise (default 0)")
+    group.add_argument("--noise-strength", metavar="TIMES", type=table_of(float), default=None,
+                       help="0.5, or from each resolution on, 4:1,16:0 (default: as learned)")
+    group.set_defaults(noise=choices[0], seed=0)
+    return group
