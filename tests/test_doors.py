@@ -122,3 +122,43 @@ def test_the_card_says_what_is_known(run, tmp_path, capsys):
                            (["--onnx", "net.pt"], "the name must end in .onnx")):
         code, line = refused(generate.main, [run / "checkpoint.pt", "export", *words], capsys)
         assert code == 2 and message in line, line
+
+
+# ---- 3. the notebook -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path):
+    """Lesson: a notebook rots unless something runs it. Here it trains small networks, draws the
+    figures, trains on a folder, and goes on. Judge: what it leaves. Control: an error in the middle
+    ends it."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(ROOT / "docs" / "colab.ipynb", as_version=4)
+    small = " ".join(tiny.RUN).replace("--total-kimg 0.6", "--total-kimg 0.2")
+    settings, setup = (cell for cell in notebook.cells[:3] if cell.cell_type == "code")
+    settings.source = (f'REPOSITORY = ""\nOPTIONS = {small!r}\nDATA = '
+                       f'{str(tiny.save_pictures(tmp_path / "photos"))!r}\nDATA_OPTIONS = OPTIONS')
+    setup.source = setup.source.replace('pathlib.Path("runs").absolute()',
+                                        f'pathlib.Path({str(tmp_path / "runs")!r})')
+    notebook.cells[-1].source = notebook.cells[-1].source.replace("MORE_KIMG, RUN = 100",
+                                                                  "MORE_KIMG, RUN = 0.1")
+    # (A machine without a network has the packages already.)
+    setup.source = setup.source.replace("pip install --quiet -r requirements.txt",
+                                        "pip --version")
+    nbclient.NotebookClient(notebook, timeout=300, resources={
+        "metadata": {"path": str(ROOT)}}).execute()
+    runs = tmp_path / "runs"
+    nimg = {run: torch.load(runs / run / "checkpoint.pt", weights_only=True)["progress"]["nimg"]
+            for run in ("faces", "mine")}
+    assert nimg["mine"] >= 200 and nimg["faces"] >= nimg["mine"] + 100
+    assert {"mixing.png", "truncation.png", "noise.png"} <= {path.name for path in runs.iterdir()}
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", ())
+             if "image/png" in output.get("data", {})]
+    assert len(shown) == 6
+    settings.source += '\nDATA = "no/such/folder"'
+    notebook.cells = [settings, setup, notebook.cells[4], notebook.cells[9]]
+    (runs / "mine" / "checkpoint.pt").unlink()
+    with pytest.raises(nbclient.exceptions.CellExecutionError):
+        nbclient.NotebookClient(notebook, timeout=300, resources={
+            "metadata": {"path": str(ROOT)}}).execute()
