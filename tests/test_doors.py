@@ -52,9 +52,9 @@ def run(request, tmp_path_factory):
         if "strength" in name or name == "w_avg":
             tensor.normal_(generator=torch.Generator().manual_seed(len(name)))
     torch.save(checkpoint, path)
-    (path.parent / "metrics.jsonl").write_text(json.dumps(
-        {"metric": "FD-x", "value": 12.5, "nimg": checkpoint["progress"]["nimg"]}) + "\n" + json.dumps(
-        {"metric": "FD-y", "value": 99.5, "nimg": 1}) + "\n")
+    numbers = ({"metric": "FD-x", "value": 12.5, "nimg": checkpoint["progress"]["nimg"]},
+               {"metric": "FD-y", "value": 99.5, "nimg": 1})
+    (path.parent / "metrics.jsonl").write_text("".join(json.dumps(n) + "\n" for n in numbers))
     return path.parent
 
 
@@ -106,7 +106,7 @@ def test_safetensors_hold_the_network(run, tmp_path):
 
 def test_the_card_says_what_is_known(run, tmp_path, capsys):
     """Lesson: a file that is passed on says what it was made of: the pictures by name and not by
-    path, how long it learned, what was measured of just this network. And nothing is overwritten."""
+    path, how long it learned, what was measured of just this network. Nothing is overwritten."""
     pytest.importorskip("safetensors")
     out = tmp_path / "net.safetensors"
     assert export(run, "--safetensors", out) == 0

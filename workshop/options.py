@@ -252,8 +252,8 @@ PRESETS = {
     "painted faces on a CPU": dict(
         resolution=32, channel_base=512, channel_max=64, latent_dim=64, style_dim=64,
         mapping_dim=64, mapping_layers=4, batch="4:32,8:16", learning_rate="0.012",
-        r1_gamma="3", r1_interval=8, fade_kimg="15",
-        stabilize_kimg="4:20,8:25", total_kimg=190.0, ema_halflife_kimg=5.0, tick_kimg=5.0,
+        r1_gamma="3", r1_interval=8, fade_kimg="7.5",
+        stabilize_kimg="4:10,8:12.5", total_kimg=120.0, ema_halflife_kimg=5.0, tick_kimg=5.0,
         samples_kimg=10.0, checkpoint_kimg=20.0, workers=0),
     # [MACHINE] 1 GPU with 4 GB or more (tried on a larger one; its memory was not measured).
     "painted faces on a GPU": dict(
@@ -295,7 +295,7 @@ STYLEGAN2 = dict(architecture="stylegan2", path_weight=2.0, path_interval=4, r1_
 STYLEGAN2_PRESETS = {
     # About as many minutes as StyleGAN takes there. Its gamma was tried: docs/results.md.
     "painted faces on a CPU": dict(batch="16", learning_rate="0.006", r1_gamma="2",
-                                   total_kimg=100.0),
+                                   total_kimg=60.0),
     # Its gamma is that of the two on a CPU; at 128 px nobody has tried.
     "painted faces on a GPU": dict(channel_base=8192, batch="32", learning_rate="0.002",
                                    r1_gamma="2"),
