@@ -7,7 +7,7 @@ convert_resolution.py leaves four questions open that the paper does not answer.
 alone, against the defaults. Networks of 16 px learn painted faces for 100 kimg; each is converted
 to 32 px in six ways and learns for 40 kimg more. The seventh, a run of 32 px from the start with
 the same phases, says what converting costs at all. So every network has seen 140 kimg when it is
-judged; only the donor brings a training of its own (a default run, seed 0).
+judged; only the donor brings a training of its own (190 kimg, seed 0).
 
 FD-EffLite0 and KID-EffLite0 by evaluate.py, smaller is better. Everything is done with three seeds,
 which also draw the new blocks: a difference smaller than that between the seeds of one row says
