@@ -35,13 +35,13 @@ SIDE = 32                                              # pixels that the detecto
 LEARNED, TESTED = 6000, 1500
 
 
-def painted(numbers):
-    """Faces as images [n, 3, 32, 32], and 1 or 0 for each of their DETAILS [n, 3]."""
+def painted(numbers, details=DETAILS):
+    """Faces as images [n, 3, 32, 32], and 1 or 0 for each of their details [n, 3]."""
     faces, found = [], []
     for number in machine.progress_bar(numbers, desc="painting", leave=False):
         notes = {}
         faces.append(np.asarray(paint_face(number, SIDE, notes=notes)))
-        found.append([float(notes[detail]) for detail in DETAILS])
+        found.append([float(notes[detail]) for detail in details])
     return to_images(torch.from_numpy(np.stack(faces))), torch.tensor(found)
 
 
@@ -61,14 +61,17 @@ def spoiled(images, generator):
 
 
 def learn(images, details, seed=0, epochs=8):
-    """The detector: images [n, 3, 32, 32] -> [n, 3], above 0 where it sees a detail."""
+    """The detector: images [n, 3, 32, 32] -> [n, 3], above 0 where it sees a detail.
+
+    details: [n, 3], or of any other number of them, as `painted` gives it.
+    """
     torch.manual_seed(seed)
     layers = []
     for before, after in ((3, 24), (24, 48), (48, 96)):
         layers += [torch.nn.Conv2d(before, after, 3, padding=1), torch.nn.BatchNorm2d(after),
                    torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
     detector = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Dropout(0.3),
-                                   torch.nn.Linear(96 * 4 * 4, len(DETAILS)))
+                                   torch.nn.Linear(96 * 4 * 4, details.shape[1]))
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * (len(images) // 64)
     adam = torch.optim.Adam(detector.parameters(), lr=0.002)

@@ -70,7 +70,8 @@ def paint_face(number, resolution, seed=0, notes=None):
     bearded = draw_number() < 0.16 and haircut != "long"
     glasses, collar = draw_number() < 0.26, draw_number() < 0.5
     if notes is not None:
-        notes.update(glasses=glasses, beard=bearded, collar=collar)
+        notes.update(glasses=glasses, beard=bearded, collar=collar, long=haircut == "long",
+                     dark=tone > 0.5 * (len(SKIN_COLOURS) - 1))
 
     # A small brush set in units of the picture, y downwards.
     size = resolution * max(2, math.ceil(256 / resolution))
