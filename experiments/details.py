@@ -109,6 +109,7 @@ def main(argv=None):
                         help="of each checkpoint (default 2048)")
     parser.add_argument("--seed", type=options.number_from(0), default=0, help="(default 0)")
     o = parser.parse_args(argv)
+    machine.keep_freed_memory()
     made = {path: generated(path, o.images, o.seed) for path in o.checkpoints}
     detector = learn(*painted(range(LEARNED)))
     faces, truth = painted(range(PAINTED_FACES, PAINTED_FACES + TESTED))   # in no data set

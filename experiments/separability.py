@@ -160,6 +160,7 @@ def main(argv=None):
     o = parser.parse_args(argv)
     if o.plot:
         curves.check(o.plot)                                   # before minutes of work
+    machine.keep_freed_memory()
     detector = details.learn(*details.painted(range(LEARNED), ATTRIBUTES))
     names = " | ".join(NAMES)
     print(f"| H(Y given X) in nats | {names} | exp of the sum |\n|---|{'---|' * (len(NAMES) + 1)}")

@@ -300,7 +300,8 @@ def measure_job(o, job):
 
 
 def do_job(o, arm, seed):
-    """What of a job is not done yet."""
+    """What of a job is not done yet. All arms keep freed memory, which is a merit of no network."""
+    machine.keep_freed_memory()
     job = o.folder / f"{arm}-{seed}"
     if not mark_file(job, o.minutes[-1]).is_file():
         train_job(o, arm, seed, job)

@@ -54,7 +54,7 @@ import evaluate
 import stylegan_layers as layers
 import stylegan_models as models
 import train
-from workshop import UserError, options
+from workshop import UserError, machine, options
 from workshop.fast_gradients import leaky_relu
 from workshop.features import load_features
 from workshop.figures import written
@@ -198,6 +198,7 @@ def run(row, words, minutes):
 
 def job(row, seed, kimg, minutes, images, result):
     """Train and measure one row with one seed: RESULT, a .json, is there when all is."""
+    machine.keep_freed_memory()
     folder, found = Path(result).parent, {}
     kept, pictures = run(row, [
         "--total-kimg", kimg, "--seed", seed, "--device", "cpu", "--out", folder / "run",
