@@ -27,6 +27,7 @@ How tiles are labelled and files written is looked up in workshop/figures.py and
 """
 
 import contextlib
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +43,8 @@ from stylegan_dataloader import to_pixels
 from stylegan_layers import AdaIN, ModulatedConv2d, ModulatedToRGB, NoiseInput, upsample_fir
 from workshop import UserError, export, figures, machine, video
 from workshop.faces import (
-    face_options, fill_in, key_of, layers_from, name_of, noise_options, numbers_from, out_options,
-    spelled, truncation_options)
+    face_options, fill_in, grid_from, key_of, layers_from, name_of, noise_options, numbers_from,
+    out_options, spelled, truncation_options)
 from workshop.figures import (
     FIGURES, Row, check_figure, draw_figure, in_rows, tile_side, to_tile)
 from workshop.options import OneLineParser, Table, number_from, show, start
@@ -349,7 +350,11 @@ def mixing_figure(model, o):
         where = pixels_text(resolution_of(first), resolution_of(last))
         for a, face in enumerate(o.faces_a):
             mixed = mix(ws_a[a].expand_as(ws_b), ws_b, first, last)        # [B, L, S]
-            cells = render(model, mixed, [keys_a[a]] * len(ws_b))
+            cells = [*render(model, mixed, [keys_a[a]] * len(ws_b))]
+            for face_b, cell in zip(o.faces_b, cells if o.cells else ()):
+                figures.save_picture(
+                    o.cells / f"{name}-{name_of(face)}-{name_of(face_b)}.png".replace(" ", ""),
+                    Image.fromarray(to_pixels(cell[None])[0].numpy()))
             rows.append(Row([tiles_a[a]] + [to_tile(image, side) for image in cells],
                             f"{name} from B\n{where}\n({layers})\nA: {name_of(face)}",
                             ["source A"] if len(rows) == 1 else [], space=a == 0))
@@ -688,7 +693,7 @@ SMALLEST_FRAME = 256                 # pixels a side; smaller images are enlarge
 
 
 @torch.no_grad()
-def loop_frames(model, faces, count, space="w", one_way=False):
+def loop_frames(model, faces, count, space="w", one_way=False, hold=0, psis=()):
     """Yield the frames of a closed loop through the faces, uint8 [side, side, 3], one at a time.
 
     Look for: faces that become one another without a cut and stay faces on the way. Compare
@@ -697,44 +702,53 @@ def loop_frames(model, faces, count, space="w", one_way=False):
     Paths:  in w a closed curve without corners (`video.closed_spline`). In z an arc of the sphere
             from face to face (`evaluate.slerp`), since nearly all z have a length near
             sqrt(latent_dim). PixelNorm would bring a straight line back to the sphere, but its
-            steps would be widest in the middle.
-    Frames: frame k of n lies at K k / n of the loop through K faces. The last is one step before
-            the first, so that a player that repeats shows no frame twice. One way, it is at
-            (K - 1) k / (n - 1), from the first face to the last and no further.
+            steps would be widest in the middle. psis: psi has a way of its own, in straight lines.
+    Frames: when each of them is says `video.times`.
     Noise:  the same maps in all frames. Fresh ones would flicker, so "random" is not offered.
     How:    truncation is done at each frame. It is linear, so the curve of truncated w is the
             truncated curve, and only one w a face is kept.
     Proved: tests/test_generate.py::test_frames_pass_through_the_seeds_and_close,
-            ::test_straight_lines_on_the_sphere_are_fastest_in_the_middle
+            ::test_straight_lines_on_the_sphere_are_fastest_in_the_middle,
+            ::test_psi_has_a_way_of_its_own
     """
     enlarge = max(1, SMALLEST_FRAME // model.resolution)
     if space == "z":
         z = z_of_seeds(faces, model.G.latent_dim).to(model.G.w_avg.device)     # [K, latent]
     else:
         w = w_of(model, faces)                                 # [K, 1 or L, S]
+    psis = psis or [model.psi]
     # Numbers of frames in float64: in float32 the last ones of a long loop would be rounded.
     for start in range(0, count, model.batch):
         numbers = torch.arange(start, min(start + model.batch, count), dtype=torch.float64)
-        t = numbers * len(faces) / count
-        if one_way:
-            t = numbers * (len(faces) - 1) / max(1, count - 1)
+        t = video.times(numbers, count, len(faces), one_way, hold)
+        psi_now = np.interp(video.times(numbers, count, len(psis), one_way),
+                            range(len(psis) + 1), [*psis, psis[0]])
         if space == "z":
             a, u = video.split_time(t, z)                      # z[a] is behind us by u
             ws = model.G.mapping(slerp(z[a % len(z)], z[(a + 1) % len(z)], u))[:, None]
         else:
             ws = video.closed_spline(w, t)
-        for image in render(model, truncated(model, ws), [0] * len(ws)):
+        ws = torch.cat([truncated(model._replace(psi=psi), one)
+                        for psi, one in zip(psi_now.tolist(), ws.split(1))])
+        for image in render(model, ws, [0] * len(ws)):
             pixels = to_pixels(image[None])[0].numpy()
             yield pixels.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
 
 
 def write_loop(model, o):
-    """A closed loop through the faces, as a video."""
+    """A closed loop through the faces, as a video; or several side by side."""
     if o.space == "z" and not all(isinstance(face, int) for face in o.faces):
         raise UserError("--space z: a file of --w holds a w and no z; use --space w")
-    count = o.frames or 50 * len(o.faces)
-    video.check_video(o.out, count, max(SMALLEST_FRAME, model.resolution), o.fps)
-    frames = loop_frames(model, o.faces, count, o.space, o.one_way)
+    tiles = o.grid[0] * o.grid[1]
+    if len(o.faces) % tiles:
+        raise UserError(f"--grid: {len(o.faces)} faces cannot be dealt to {tiles} tiles")
+    deals = [o.faces[k::tiles] for k in range(tiles)]
+    count = o.frames or (50 + o.hold) * max(len(deals[0]), len(o.psis))
+    video.times(torch.zeros(1), count, len(deals[0]), o.one_way, o.hold)   # may refuse
+    video.check_video(o.out, count, max(SMALLEST_FRAME, model.resolution) * max(o.grid), o.fps)
+    loops = [loop_frames(model, faces, count, o.space, o.one_way, o.hold, o.psis)
+             for faces in deals]
+    frames = (video.in_grid(moment, o.grid[0]) for moment in zip(*loops))
     # ffmpeg gets frame after frame; a failed video leaves the old one (workshop/video.py).
     video.write_video(o.out, machine.progress_bar(frames, total=count, desc="frames"), count, o.fps)
 
@@ -766,6 +780,8 @@ def parse_args(argv=None):
     for name, paper in (("coarse", "0-3"), ("middle", "4-7"), ("fine", "8-17")):
         group.add_argument(f"--{name}", metavar="LAYERS", type=layers_from, default=None,
                            help=f"style layers to take from B, counted from 0 ({paper} at 1024 px)")
+    group.add_argument("--cells", metavar="FOLDER", type=pathlib.Path,
+                       help="also each cell as a picture of full size")
     group = kind("truncation", "faces and their opposites (StyleGAN, figure 8)", truncation_figure,
                  out_options("truncation.png", FIGURES), face_options("0-5"),
                  truncation_options(psi=False), any_noise)
@@ -793,8 +809,14 @@ def parse_args(argv=None):
                        "--strengths=-0.75,-0.5,-0.25,0,0.25,0.5,0.75); 1: as far as a face is from "
                        "the average face")
     group = kind("interpolate", "a closed loop through the faces, as a video", write_loop,
-                 out_options("interpolate.mp4", video.VIDEOS), face_options("0-7"),
+                 out_options("interpolate.mp4", (*video.VIDEOS, "")), face_options("0-7"),
                  truncation_options(), noise_options("const", "none"))
+    group.add_argument("--grid", metavar="CxR", type=grid_from, default=(1, 1),
+                       help="loops side by side, columns x rows: 4x2; faces are dealt to them")
+    group.add_argument("--hold", metavar="N", type=number_from(0), default=0,
+                       help="frames for which the video stands still at each face (default 0)")
+    group.add_argument("--psis", metavar="LIST", type=numbers_from, default=(),
+                       help="psi goes through these meanwhile and back: --psis=1,-1 --seeds 3")
     group.add_argument("--space", choices=("w", "z"), default="w",
                        help="w: a smooth curve (default); z: along the sphere, seed to seed")
     group.add_argument("--one-way", action="store_true", help="end at the last face: no loop")
@@ -814,7 +836,8 @@ def check_out(o):
     if o.suffixes:
         if o.out.suffix.lower() not in o.suffixes:
             raise UserError(f"--out {o.out}: {o.what} is written as {', '.join(o.suffixes)}")
-        figures.check_free(o.out)
+        if o.out.suffix:                       # else a folder of frames (workshop/video.py)
+            figures.check_free(o.out)
         return
     if o.out.suffix.lower() in FIGURES + video.VIDEOS or o.out.exists() and not o.out.is_dir():
         raise UserError(f"--out {o.out}: {o.what} makes many files and needs the name of a folder")

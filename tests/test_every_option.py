@@ -190,6 +190,9 @@ GENERATE = {
     "--directions": Changes("pictures", "2"), "--strengths": Changes("pictures", "1,2"),
     "--space": Changes("pictures", "z"), "--one-way": Changes("pictures"),
     "--frames": Changes("pictures", "6"), "--fps": Changes("speed", "10"),
+    "--hold": Changes("pictures", "1"),
+    "--grid": "test_generate.py::test_videos_stand_in_a_grid_and_frames_in_a_folder",
+    "--cells": "test_generate.py::test_cells_of_a_mixing_figure_can_be_had_alone",
     "--onnx": "test_doors.py::test_the_exported_graph_makes_the_same_pictures",
     "--safetensors": "test_doors.py::test_safetensors_hold_the_network"}
 

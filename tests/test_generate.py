@@ -712,6 +712,45 @@ def test_one_way_ends_at_the_last_face(model):
         2, 0, 1)])                                                               # control: a loop
 
 
+def test_psi_has_a_way_of_its_own(model):
+    """Lesson: --psis=1,-1 with one seed shows a face, the average one, its opposite, and the way
+    back. Judge: single pictures with these psi."""
+    frames = [*generate.loop_frames(model, [4], 8, psis=[1.0, -1.0])]
+
+    def alone(psi):
+        return next(generate.loop_frames(model._replace(psi=psi), [4], 1))
+    for k, psi in enumerate((1, 0.5, 0, -0.5, -1, -0.5, 0, 0.5)):
+        assert np.abs(frames[k].astype(int) - alone(float(psi))).max() <= 1, k
+    assert np.abs(frames[0].astype(int) - frames[4]).max() > 20                # control
+
+
+def test_videos_stand_in_a_grid_and_frames_in_a_folder(tmp_path, monkeypatch, checkpoint):
+    """Lesson: 4 seeds dealt to 2 x 1 tiles are two loops of 2 faces, each as it is alone; a name
+    without a suffix is a folder of single frames."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--frames", "6", "--hold", "1", "--device", "cpu"]
+    for out, seeds, more in (("both", "4-7", ["--grid", "2x1"]), ("left", "4,6", []),
+                             ("right", "5,7", [])):
+        assert generate.main([str(checkpoint), "interpolate", "--out", out, "--seeds", seeds, *words,
+                              *more]) == 0
+    for k in range(6):
+        both, left, right = (np.asarray(Image.open(f"{out}/frame{k:06d}.png"))
+                             for out in ("both", "left", "right"))
+        assert np.array_equal(both, np.concatenate([left, right], axis=1))
+    assert not np.array_equal(left, right)                     # control
+    assert len([*(tmp_path / "both").iterdir()]) == 6
+
+
+def test_cells_of_a_mixing_figure_can_be_had_alone(tmp_path, checkpoint):
+    """Lesson: a cell is a picture like any other: as many files as cells, at the network's size."""
+    cells = tmp_path / "cells"
+    assert generate.main([str(checkpoint), "mixing", "--seeds-a", "0,1", "--seeds-b", "2-4", "--cells",
+                          str(cells), "--out", str(tmp_path / "m.png"), "--device", "cpu"]) == 0
+    names = sorted(path.name for path in cells.iterdir())
+    assert "coarse-seed0-seed2.png" in names and len(names) % 6 == 0
+    assert {Image.open(cells / name).size for name in names} == {(16, 16)}
+
+
 def test_a_truncated_loop_is_a_loop_of_truncated_faces(model):
     """Lesson: truncation is linear, so it may be done frame by frame."""
     model = model._replace(psi=0.5, cutoff=3)

@@ -65,6 +65,33 @@ def test_the_loop_closes_and_has_no_corner():
         assert corner.abs().max() > 0.1
 
 
+@pytest.mark.parametrize("hold", [0, 3])
+@pytest.mark.parametrize("one_way", [False, True])
+def test_frames_are_where_they_should_be_and_stand_where_they_hold(one_way, hold):
+    """Lesson: a loop of 4 stops and 40 frames passes a stop every 10 frames; one way it ends at the
+    last one. With --hold each stop is shown 1 + 3 times, and the frames between are evenly apart.
+    Judge: counting. The first and the last frame of a long one are there without all the others."""
+    count = (31 if one_way else 40) + 4 * hold
+    t = video.times(torch.arange(count, dtype=torch.float64), count, 4, one_way, hold)
+    assert t[0] == 0 and len(t) == count and (t.diff() >= 0).all()
+    at_stops = [(t - stop).abs().lt(1e-9).sum().item() for stop in range(4)]
+    assert at_stops == [1 + hold] * 4
+    steps = t.diff()[t.diff() > 1e-9]
+    assert steps.max() - steps.min() < 1e-9                    # evenly
+    assert t[-1] == pytest.approx(3.0 if one_way else 4 - steps[0].item())
+    last = video.times(torch.tensor([count - 1.0], dtype=torch.float64), count, 4, one_way, hold)
+    assert last == t[-1]
+    with pytest.raises(UserError, match="--hold 20: too long"):
+        video.times(torch.zeros(1), 40, 4, one_way, 20)
+
+
+def test_a_grid_has_its_tiles_row_by_row():
+    tiles = [np.full((2, 2, 3), k, np.uint8) for k in range(6)]
+    grid = video.in_grid(tiles, 3)
+    assert grid.shape == (4, 6, 3)
+    assert grid[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_time_is_exact_in_a_long_loop():
     """Lesson: split in float64, and only then rounded: a late frame is no less exact."""
     t = torch.tensor([123456.0 + 1 / 3], dtype=torch.float64)

@@ -119,6 +119,14 @@ def layers_from(text):
     return int(match[1]), int(match[2] or match[1])
 
 
+def grid_from(text):
+    """ "4x2" -> (4, 2), for argparse."""
+    match = re.fullmatch(r"(\d{1,2})x(\d{1,2})", text, re.ASCII)
+    if not match or "0" in (match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no columns x rows like 4x2")
+    return int(match[1]), int(match[2])
+
+
 # ---- 3. What all figures ask for -------------------------------------------------------------
 #
 # Groups of options, as parents of the parsers of the WHATs of generate.py that take them.
@@ -128,8 +136,8 @@ def out_options(default, suffixes):
     """--out, --device and --batch: where to and with what."""
     group = argparse.ArgumentParser(add_help=False)
     group.add_argument("--out", metavar="PATH", default=pathlib.Path(default), type=pathlib.Path,
-                       help=f"{', '.join(suffixes) or 'a folder'} (default {default}); only what "
-                       f"this program wrote is written over")
+                       help=f"{', '.join(s or 'a folder' for s in suffixes) or 'a folder'} "
+                       f"(default {default}); only what this program wrote is written over")
     group.add_argument("--device", metavar="NAME",
                        help="cpu, cuda, cuda:1, mps (default: the best there is)")
     # [MACHINE] 8 images at 1024 px and the paper's widths on a CPU: 3.6 GB for the process, 2 s an

@@ -8,6 +8,8 @@ Needs:   imageio-ffmpeg (pip install -r requirements-extra.txt), which ships the
   .webp  all colours; counts in milliseconds
   .gif   256 colours a frame; counts in hundredths of a second
 
+  none   a folder of .png, one for each frame, for other programs
+
 A frame is uint8 [S, S, 3], S even. Frames are made when they are asked for, and ffmpeg gets one
 after the other, so a long video needs no more memory than a short one.
 """
@@ -20,10 +22,11 @@ import subprocess
 import tempfile
 
 import numpy as np
+import torch
 from PIL import Image
 
 from workshop import UserError
-from workshop.figures import MARK, written
+from workshop.figures import MARK, check_free, save_picture, written
 
 # ---- 1. A path -------------------------------------------------------------------------------
 
@@ -54,6 +57,34 @@ def closed_spline(points, t):
             + (3 * p1 - p0 - 3 * p2 + p3) * u ** 3 / 2)
 
 
+def times(numbers, count, stops, one_way=False, hold=0):
+    """When frames are: at stop k when it is k, and between stops else.
+
+    Shapes: numbers float64 [n], which of the `count` frames -> float64 [n].
+    Frame k of n lies at K k / n of the loop through K stops. The last is one step before the first,
+    so that a player that repeats shows no frame twice. One way, it is at (K - 1) k / (n - 1), from
+    the first stop to the last and no further. hold: at each stop so many frames more stand still.
+    Errors: UserError if that leaves nothing to move in.
+    Proved: tests/test_video.py::test_frames_are_where_they_should_be_and_stand_where_they_hold
+    """
+    ways, ends = (stops - 1, 1) if one_way else (stops, 0)
+    if not hold:
+        return numbers * ways / max(1, count - ends)
+    moving = count - ends - hold * stops
+    if moving < ways:
+        raise UserError(f"--hold {hold}: too long, with {stops} faces to stop at in {count} frames;"
+                        f" --frames says how many there are")
+    length = moving / max(1, ways)                             # from the end of a stop to the next
+    stop = (numbers / (length + hold)).floor().clamp(max=stops - 1)
+    return stop + ((numbers - stop * (length + hold) - hold) / length).clamp(min=0)
+
+
+def in_grid(tiles, columns):
+    """Frames [S, S, 3] of one moment, row by row -> [rows S, columns S, 3]."""
+    rows = [np.concatenate(tiles[k:k + columns], axis=1) for k in range(0, len(tiles), columns)]
+    return np.concatenate(rows)
+
+
 # ---- 2. Encoders -----------------------------------------------------------------------------
 
 VIDEOS = (".mp4", ".webp", ".gif")
@@ -80,6 +111,12 @@ def find_encoder():
 def check_video(path, count, side, fps):
     """Refuse what cannot be written, before its first frame is made.   Errors: UserError."""
     suffix = path.suffix.lower()
+    if not suffix:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--out {path}: a file; frames need the name of a folder")
+        for k in range(count):
+            check_free(path / f"frame{k:06d}.png")
+        return
     if fps > MOST_FPS.get(suffix, fps):
         raise UserError(f"--fps {fps:g}: a {suffix} shows at most {MOST_FPS[suffix]} frames a "
                         f"second")
@@ -94,6 +131,10 @@ def write_video(path, frames, count, fps):
     Errors: UserError with ffmpeg's last words, if it ends otherwise than well.
     Proved: tests/test_video.py::test_a_full_disk_leaves_the_old_video_and_says_so
     """
+    if not path.suffix:
+        for k, frame in enumerate(frames):
+            save_picture(path / f"frame{k:06d}.png", Image.fromarray(frame))
+        return
     encoder = find_encoder()
     with written(path) as temporary:
         if encoder:
