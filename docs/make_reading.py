@@ -179,6 +179,11 @@ class Names:
     def __init__(self, module, modules):
         self.module, self.modules = module, modules
         self.imported = imported(module.tree, modules)
+        self.homes = {}                                        # {function or class: modules}
+        for other in modules.values():
+            for node in other.tree.body if not other.name.startswith("tests.") else ():
+                if isinstance(node, DOCUMENTED[1:]):
+                    self.homes.setdefault(node.name, []).append(other.name)
 
     def link(self, module, name=""):
         """The address of a definition, or None where there is none."""
@@ -206,9 +211,11 @@ class Names:
     def find_in_prose(self, dotted):
         """Prose also speaks of what other files define; where only one does, that is meant."""
         plain, dotted = re.fullmatch(r"[a-z]+", dotted), re.sub(r"\(.*\)$", "", dotted)
-        others = [module for module in self.modules.values() if not module.name.startswith("tests.")
-                  and re.search(rf"^(def|class) {re.escape(dotted)}\b", module.source, re.M)]
-        return self.find(dotted) or (self.link(others[0].name, dotted)
+        others = self.homes.get(dotted, ())
+        module, _, name = dotted.rpartition(".")
+        if module in self.modules and name in self.modules[module].defined:
+            return self.link(module, name)                     # `evaluate.slerp`
+        return self.find(dotted) or (self.link(others[0], dotted)
                                      if len(others) == 1 and not plain else None)
 
     def find_test(self, file, name):
@@ -269,7 +276,7 @@ def label_of(lines, n, in_text):
     """
     after = lines[n + 1] if n + 1 < len(lines) else ""
     if match := LABEL.fullmatch(lines[n]):
-        if not after.strip() or after.startswith(" ") or TERM.fullmatch(after):
+        if not after.strip() or after[0] == " " or LABEL.fullmatch(after) or TERM.fullmatch(after):
             return match[1] or match[2] or match[3], match[4]
     elif (match := TERM.fullmatch(lines[n])) and not in_text:
         if (re.match(r"  +\S", after) or re.match(r".{0,33}: {3,}", lines[n])
@@ -605,7 +612,7 @@ def about(module):
     """What the first line of a file says of it."""
     text = ast.get_docstring(module.tree) or ""
     first = re.split(r"\.? {2,}|\n", text)[0]
-    return first.partition(": ")[2] or first
+    return (first.partition(": ")[2] or first).removesuffix(".").replace("`", "")
 
 
 def main(argv=None):

@@ -258,6 +258,7 @@ def test_an_adaptive_run_is_resumed_to_the_bit(tmp_path, monkeypatch):
     assert (tmp_path / "quiet" / "samples" / "augmented.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_rehearsal_makes_the_changes_too(tmp_path, monkeypatch):
     """Lesson: changes take time and memory. The steps that foretell both are asked through the
     same door as those of the run, on a copy of D."""

@@ -37,7 +37,8 @@ def test_uv_installs_what_pip_does():
 # ---- 2. export -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["stylegan", "stylegan2"])
+@pytest.fixture(scope="module", params=[
+    "stylegan", pytest.param("stylegan2", marks=pytest.mark.slow)])
 def run(request, tmp_path_factory):
     """A folder with a small checkpoint, whose noise and w_avg are not 0, and one number."""
     folder = tmp_path_factory.mktemp("run")

@@ -107,6 +107,7 @@ def test_every_command_of_an_experiment_can_be_typed(plan):
         options.parse_args(["--fade-kilo", "1"])
 
 
+@pytest.mark.slow
 def test_details_are_named_in_faces_that_were_not_seen():
     """Lesson: glasses can be counted by a network that learned from 700 faces what they are. Who
     painted the faces knows who wears some. Control: what it says of these faces is wrong of

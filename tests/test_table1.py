@@ -63,6 +63,7 @@ def test_each_row_is_the_one_before_and_one_idea_more():
     assert models.SynthesisBlock(4, None, 4, 4).const.weight.shape == (1, 4, 4, 4)
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_after_its_minutes_and_after_its_images(tmp_path, monkeypatch):
     """Lesson: equal images and equal minutes are two questions; one run answers both. Judge: the
     network of the first mark has seen fewer images and is another one; both are of the row."""
