@@ -17,7 +17,6 @@ import functools
 import html
 import io
 import re
-import shutil
 import sys
 import tokenize
 from pathlib import Path
@@ -38,7 +37,6 @@ PAPERS = {"ProGAN": "1710.10196", "StyleGAN": "1812.04948", "StyleGAN2": "1912.0
 # A row is some prose, and the lines of code that stand beside it. A comment begins a new row, and
 # so does a function or class that has a docstring or a comment above it: its docstring belongs to
 # the left of its first line, though it stands below it in the file.
-
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
@@ -179,6 +177,7 @@ class Names:
     def __init__(self, module, modules):
         self.module, self.modules = module, modules
         self.imported = imported(module.tree, modules)
+        self.imports = {module.name: self.imported}            # {module: what it imports}
         self.homes = {}                                        # {function or class: modules}
         for other in modules.values():
             for node in other.tree.body if not other.name.startswith("tests.") else ():
@@ -189,7 +188,9 @@ class Names:
         """The address of a definition, or None where there is none."""
         module = self.modules[module]
         if name and name not in module.defined:
-            origin = imported(module.tree, self.modules).get(name)     # imported there itself
+            if module.name not in self.imports:
+                self.imports[module.name] = imported(module.tree, self.modules)
+            origin = self.imports[module.name].get(name)       # imported there itself
             return self.link(*origin) if origin else None
         page = "" if module.name == self.module.name else module.page
         return f"{page}#{name}" if name else page or None
