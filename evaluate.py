@@ -4,6 +4,7 @@
     python evaluate.py runs/00000-faces --features efficientnet-lite0 --images 500 --metrics kid
     python evaluate.py runs/00003-photos --metrics fid,kid,precision_recall,ppl
     python evaluate.py runs/00003-photos --plot curves.png
+    python evaluate.py drawn/ --data photos/       pictures of any origin against others
 
 Read before: stylegan_losses.py, stylegan_models.py.     Read next: explore.py
 Paper:   Grnarova et al. 2019 (arXiv 1811.05512), the duality gap; Heusel et al. 2017 (1706.08500),
