@@ -390,7 +390,8 @@ def plot(o, columns=12):
         rows.append(row(f"{arm}\nFD {line[FD]:.0f}\n{line['resolution']} px\n"
                         f"{line['nimg'] / 1000:.3g} kimg", data.to_images(pixels)))
     figures.save_picture(o.plot, figures.draw_figure(
-        f"After {last:g} minutes on {o.threads} CPU threads ({o.clock} time)", rows))
+        f"After {last:g} minutes on {o.threads} CPU thread{'s' * (o.threads > 1)} ({o.clock} time)",
+        rows))
     print(o.plot)
 
 
