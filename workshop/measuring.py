@@ -285,7 +285,8 @@ def checkpoints_in(folder):
 def holds_pictures(path):
     """Is it a .zip, or a folder that is no run?"""
     return path.suffix.lower() == ".zip" or path.is_dir() and not (
-        (path / "settings.json").exists() or any(path.glob("*.pt")))
+        any((path / name).exists() for name in ("settings.json", "log.jsonl"))
+        or any(path.glob("*.pt")))
 
 
 class Drawn(torch.nn.Module):
