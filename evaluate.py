@@ -822,7 +822,7 @@ def measure(path, metrics, device, o):
     """Load one checkpoint, or pictures, check, measure, say it. Returns the records."""
     # ---- 1. Is everything there, before anything is computed? ----
     drawn = holds_pictures(path)
-    loaded = drawn_pictures(path, metrics, device, o) if drawn else morph.load_networks(
+    loaded = drawn_pictures(path, metrics, o) if drawn else morph.load_networks(
         path, device, ("generator_ema", "generator", "discriminator"))
     checkpoint, r, features, reals = loaded.checkpoint, loaded.resolution, None, {}
     run, most = checkpoint.get("options", {}), 5000 if device.type == "cpu" else 50_000

@@ -337,6 +337,10 @@ def mixing_figure(model, o):
             ranges[name] = typed or usual[name]
     side = tile_side(model.resolution)
     check_figure(o.out, 1 + len(ranges) * len(o.faces_a), 1 + len(o.faces_b), side, 2)
+    files = {(name, a, b): o.cells / f"{name}-{name_of(a)}-{name_of(b)}.png".replace(" ", "")
+             for name in ranges for a in o.faces_a for b in o.faces_b if o.cells}
+    for file in files.values():
+        figures.check_free(file, "--cells")
 
     # The faces themselves: A's stand at the left of each group again, B's once, at the top.
     ws_a, ws_b = ws_of(model, o.faces_a), ws_of(model, o.faces_b)          # [A, L, S], [B, L, S]
@@ -351,10 +355,9 @@ def mixing_figure(model, o):
         for a, face in enumerate(o.faces_a):
             mixed = mix(ws_a[a].expand_as(ws_b), ws_b, first, last)        # [B, L, S]
             cells = [*render(model, mixed, [keys_a[a]] * len(ws_b))]
-            for face_b, cell in zip(o.faces_b, cells if o.cells else ()):
-                figures.save_picture(
-                    o.cells / f"{name}-{name_of(face)}-{name_of(face_b)}.png".replace(" ", ""),
-                    Image.fromarray(to_pixels(cell[None])[0].numpy()))
+            for face_b, cell in zip(o.faces_b, cells if files else ()):
+                figures.save_picture(files[name, face, face_b],
+                                     Image.fromarray(to_pixels(cell[None])[0].numpy()))
             rows.append(Row([tiles_a[a]] + [to_tile(image, side) for image in cells],
                             f"{name} from B\n{where}\n({layers})\nA: {name_of(face)}",
                             ["source A"] if len(rows) == 1 else [], space=a == 0))

@@ -355,7 +355,8 @@ class Prose:
             if match["script"]:
                 return linked(html.escape(word), self.names.find(word))
             return html.escape(word)
-        return re.sub(r"(?P<file>tests/\w+\.py)?::(?P<test>\w+)|(arXiv )?(?P<arxiv>\d{4}\.\d{4,5})\b|"
+        return re.sub(r"(?P<file>tests/\w+\.py)?::(?P<test>\w+)|"
+                      r"(arXiv )?(?P<arxiv>\d{4}\.\d{4,5})\b|"
                       r"(?P<script>[\w/]+\.py)\b|[&<>\"]", replace, text)
 
     def of_docstring(self, raw):
@@ -599,7 +600,7 @@ def index_page(modules):
     return whole("StyleGAN, to be read", f"""<h1>StyleGAN, to be read</h1>
 <section class="row wide"><div class=prose>
 <p class=lead>The scripts of this program, with what they say at the left of what they do.</p>
-<p>Read from the top to the bottom, with the papers open. Every name in the code is a link.</p>
+<p>Read from the top to the bottom, with the papers open. Names that are defined here are links.</p>
 <h2>Upstairs: the walk</h2>{files([modules[name] for name in WALK])}
 <h2>Figure 1, letter by letter</h2>{table(["in the figure", "here"],
     [(html.escape(letter), definition(where)) for letter, where in LETTERS.items()])}

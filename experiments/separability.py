@@ -4,11 +4,11 @@
     python experiments/separability.py runs/00000-faces/checkpoint.pt --plot figure6.png
 
 StyleGAN, section 4.2: if the latent space is disentangled, a plane divides it into the points whose
-faces have a beard and those whose faces have none. How well it does is measured in bits and pieces:
-H(Y|X), how uncertain the beard still is when one knows on which side of the plane a point lies.
-Summed over attributes, and as a power of e: 1 is perfect, and what knowing nothing gives is printed
-beside it. The paper has 40 networks that name attributes of photographs; painted faces say
-themselves what they have, so one small network (details.py) learns to name five.
+faces have a beard and those whose faces have none. How badly it does is H(Y|X), in nats: how
+uncertain the beard still is when one knows on which side of the plane a point lies. Summed over
+attributes, and e to the power of it: 1 is perfect, and what knowing nothing gives is printed beside
+it. The paper has 40 networks that name attributes of photographs; painted faces say themselves what
+they have, so one small network (details.py) learns to name five.
 
 As in the paper, faces are drawn without truncation, and the half about which the network is less
 sure is left out, for each attribute. Differs: logistic regression in the place of a linear SVM, and
@@ -160,6 +160,9 @@ def main(argv=None):
     o = parser.parse_args(argv)
     if o.plot:
         curves.check(o.plot)                                   # before minutes of work
+    for path in o.checkpoints:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")           # before a minute of work
     machine.keep_freed_memory()
     detector = details.learn(*details.painted(range(LEARNED), ATTRIBUTES))
     names = " | ".join(NAMES)

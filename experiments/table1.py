@@ -21,7 +21,7 @@ grows; for that ModulatedConv2d would need a block with AdaIN's noise and to_rgb
     2E  its networks, R1 in every step, no path length
     2C  lazy R1: in every 16th step
     2D  path length: the default run of StyleGAN2
-    2F  1.5 times the channels at the finer half: --channel-base 768
+    2F  1.5 times the channels at 32 px: --channel-base 768
 
 What a row lacks is taken out from here, by other classes in the place of those upstairs; the loop
 is always train.py's. FD-EffLite0, KID, precision and recall of 2,048 images, and perceptual path

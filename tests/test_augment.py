@@ -269,8 +269,8 @@ def test_the_rehearsal_makes_the_changes_too(tmp_path, monkeypatch):
 
     def judges_of(run, *words):
         asked.clear()
-        assert train.main([*tiny.RUN, "--total-kimg", "0.02", "--initial-resolution", "16", "--data",
-                           str(photos), "--out", run, *words]) == 0
+        assert train.main([*tiny.RUN, "--total-kimg", "0.02", "--initial-resolution", "16",
+                           "--data", str(photos), "--out", run, *words]) == 0
         return asked[0], asked[-1]                     # of the rehearsal, of the run
     photos = tiny.save_pictures(tmp_path / "photos", 8)
     rehearsed, trained = judges_of("changed", "--augment", "0.5")

@@ -731,8 +731,8 @@ def test_videos_stand_in_a_grid_and_frames_in_a_folder(tmp_path, monkeypatch, ch
     words = ["--frames", "6", "--hold", "1", "--device", "cpu"]
     for out, seeds, more in (("both", "4-7", ["--grid", "2x1"]), ("left", "4,6", []),
                              ("right", "5,7", [])):
-        assert generate.main([str(checkpoint), "interpolate", "--out", out, "--seeds", seeds, *words,
-                              *more]) == 0
+        assert generate.main([str(checkpoint), "interpolate", "--out", out, "--seeds", seeds,
+                              *words, *more]) == 0
     for k in range(6):
         both, left, right = (np.asarray(Image.open(f"{out}/frame{k:06d}.png"))
                              for out in ("both", "left", "right"))
@@ -744,11 +744,18 @@ def test_videos_stand_in_a_grid_and_frames_in_a_folder(tmp_path, monkeypatch, ch
 def test_cells_of_a_mixing_figure_can_be_had_alone(tmp_path, checkpoint):
     """Lesson: a cell is a picture like any other: as many files as cells, at the network's size."""
     cells = tmp_path / "cells"
-    assert generate.main([str(checkpoint), "mixing", "--seeds-a", "0,1", "--seeds-b", "2-4", "--cells",
-                          str(cells), "--out", str(tmp_path / "m.png"), "--device", "cpu"]) == 0
+    assert generate.main([str(checkpoint), "mixing", "--seeds-a", "0,1", "--seeds-b", "2-4",
+                          "--cells", str(cells), "--out", str(tmp_path / "m.png"), "--device",
+                          "cpu"]) == 0
     names = sorted(path.name for path in cells.iterdir())
     assert "coarse-seed0-seed2.png" in names and len(names) % 6 == 0
     assert {Image.open(cells / name).size for name in names} == {(16, 16)}
+    strangers = cells / "coarse-seed0-seed3.png"
+    strangers.write_bytes(b"mine")
+    with pytest.raises(UserError, match="--cells .*did not write it"):
+        generate.main([str(checkpoint), "mixing", "--seeds-a", "0", "--seeds-b", "3", "--cells",
+                       str(cells), "--out", str(tmp_path / "m.png"), "--device", "cpu"])
+    assert strangers.read_bytes() == b"mine"
 
 
 def test_a_truncated_loop_is_a_loop_of_truncated_faces(model):

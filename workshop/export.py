@@ -159,6 +159,7 @@ def card(path, source, model, settings, checkpoint):
                   '    settings = json.loads(file.metadata()["settings"])',
                   "G = stylegan_models.make_generator(settings).eval()",
                   f'G.load_state_dict(safetensors.torch.load_file("{path.name}"))',
-                  f"images = G(torch.randn(4, {settings['latent_dim']}), truncation_psi=0.7)",
+                  f"images = G(torch.randn(4, {settings['latent_dim']}), truncation_psi=0.7, "
+                  f"resolution={model.resolution}, alpha={model.alpha:g})",
                   "```"]
     return "\n".join(lines) + "\n"

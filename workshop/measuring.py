@@ -308,7 +308,7 @@ class Drawn(torch.nn.Module):
         return data.to_images(self.dataset.__getitems__(samples), z.device)
 
 
-def drawn_pictures(path, metrics, device, typed):
+def drawn_pictures(path, metrics, typed):
     """`Loaded`, as of a checkpoint, of pictures at the largest resolution that the first one has.
 
     Errors: UserError for what only a network has, and without --data; DataError.
