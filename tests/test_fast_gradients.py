@@ -306,6 +306,40 @@ def test_boxes_and_their_derivatives_against_pooling():
     assert all(n.abs().max() > 1 for n in numbers)             # control: there was something
 
 
+@pytest.mark.parametrize("taps", [fast.BOX_MEAN, fast.BOX_SUM, (4, 0.125, 0.375)])
+@pytest.mark.parametrize("border", [0, 1, 2])
+def test_an_even_filter_by_an_odd_kernel_is_the_same(taps, border):
+    """Lesson: with zeros in front of its taps, and one more zero of border for them to stand on, an
+    even filter is an odd one, which GPUs have a fast program for."""
+    x = torch.randn(2, 3, 6, 5).contiguous(memory_format=torch.channels_last)
+    even, odd = (fast.filtered(x, taps, border, odd) for odd in (False, True))
+    assert even.shape == odd.shape == (2, 3, *(side + 2 * border - taps[0] + 1 for side in (6, 5)))
+    assert relative(odd, even) < FLOAT32
+    assert odd.is_contiguous(memory_format=torch.channels_last)
+    kernel = fast.kept_kernel(taps, x, odd=True)
+    behind = F.conv2d(x, kernel.flip(2, 3), padding=border + 1, groups=3)  # control: zeros behind
+    assert relative(behind[..., :-1, :-1], even) > 0.1
+
+
+def test_a_filter_is_made_once_and_never_out_of_names():
+    """Lesson: what a program that is traced makes has no numbers, and must not be kept."""
+    x = torch.randn(1, 7, 4, 4)
+    first = fast.kept_kernel(fast.BLUR, x)
+    assert fast.kept_kernel(fast.BLUR, x) is first             # made once,
+    assert torch.equal(first, fast.filter_kernel(*fast.BLUR, 7))
+    assert fast.kept_kernel(fast.BLUR, x.double()).dtype == torch.float64  # for each precision
+    assert fast.kept_kernel(fast.BOX_SUM, x, odd=True).shape == (7, 1, 3, 3)
+
+    class Blur(torch.nn.Module):
+        def forward(self, x):
+            return fast.blur(x)
+    other = torch.randn(1, 11, 4, 4)
+    torch.export.export(Blur(), (other,))
+    assert not any(key[1] == 11 for key in fast._kernels)
+    assert relative(fast.blur(other), blur_loop(other)) < FLOAT32
+    assert any(key[1] == 11 for key in fast._kernels)          # control: now it is kept
+
+
 def fir_loop(x, border, gain=1.0):
     """[1,3,3,1] in both directions over 64, times gain: one tap after the other."""
     taps = (1, 3, 3, 1)
