@@ -274,7 +274,7 @@ PRESETS = {
     # things differ: it begins at 4 px and not at 8 (--initial-resolution 8); convolutions round to
     # TF32 (--precision fp32); each image draws its own place to swap styles (StyleMixer); the
     # average of G forgets faster at first (`ema_beta` in train.py).
-    # [MACHINE] 1 GPU with 8 GB (measured: 4.3 GB at 1024 px, 4.0 at 256 px with twice this batch).
+    # [MACHINE] 1 GPU with 8 GB (measured: 4.5 GB at 1024 px, 4.3 at 256 px with twice this batch).
     #           Less memory: --batch 4:64,64:16,128:8,256:4,512:2. With 8 GPUs the official batches
     #           are 4:512,8:256,16:128,32:64,64:32; its learning rates are the same for both.
     "your pictures on a GPU": dict(
