@@ -20,7 +20,7 @@ is blurred.
 
 Needs:    pip install -r requirements-extra.txt, and a font: apt install fonts-noto-color-emoji
 [MACHINE] 2 CPU cores: two hours (estimated from 17 images/s of one thread). More cores: --jobs. A
-          GPU is not used, since train.py would choose other networks there.
+          GPU: --device cuda, with the networks and rates of a CPU, and --jobs 15, a core for each.
 """
 
 import argparse
@@ -46,12 +46,11 @@ from workshop.measuring import on_its_own
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 RESOLUTION, TRAINING, IMAGES = 64, 300, 1000
-COMMON = ["--architecture", "stylegan2", "--resolution", RESOLUTION, "--channel-base", 1024,
-          "--batch", 16, "--device", "cpu"]
+COMMON = ["--architecture", "stylegan2", "--resolution", RESOLUTION]
 ARMS = {"off": [], "0.8": ["--augment", "0.8"], "adaptive": ["--augment", "adaptive"],
         "transfer": ["--freeze-d", 16],
         "transfer-adaptive": ["--freeze-d", 16, "--augment", "adaptive"]}
-SCRIPT, CPU, SHOWN = "experiments/few_pictures.py", torch.device("cpu"), 10
+SCRIPT, SHOWN = "experiments/few_pictures.py", 10
 TRAIN = "experiments/architectures.py"                         # counts in CPU time
 
 # ---- 1. The pictures -------------------------------------------------------------------------
@@ -148,24 +147,25 @@ def save(path, state):
         torch.save(state, temporary)
 
 
-def look_at_reals():
+def look_at_reals(device):
     """reals.pt: features [2, n, F] of all pictures and mirror images, computed once."""
-    network = load_features("efficientnet-lite0", CPU)
+    network = load_features("efficientnet-lite0", device)
     save("reals.pt", {part: torch.stack([
-        compute_features(network, images.split(32), None, part) for images in images_of(part)])
-        for part in ("training", "heldout")})
+        compute_features(network, images.to(device).split(32), None, part)
+        for images in images_of(part)]).cpu() for part in ("training", "heldout")})
 
 
 @torch.no_grad()
-def look_for_copies(checkpoint, result):
+def look_for_copies(device, checkpoint, result):
     """neighbours.pt of a run: the shares, FD of 300 samples, and pictures for the figure."""
-    network, reals = load_features("efficientnet-lite0", CPU), torch.load("reals.pt")
+    network, reals = load_features("efficientnet-lite0", device), torch.load("reals.pt")
     training, heldout = images_of("training"), images_of("heldout")
-    G = morph.load_networks(checkpoint, CPU).networks["generator_ema"]
-    with on_its_own(0, CPU):
+    G = morph.load_networks(checkpoint, device).networks["generator_ema"]
+    with on_its_own(0, device):
         samples = torch.cat(list(evaluate.generated_images(
             G, evaluate.Settings(RESOLUTION, images=IMAGES)))).clamp(-1, 1)
-    points = compute_features(network, samples.split(32), None, "samples")
+    points = compute_features(network, samples.split(32), None, "samples").cpu()
+    samples = samples.cpu()
     shares, ratios, which = by_heart(points, reals["training"], reals["heldout"])
     in_pixels, *_ = by_heart(samples.flatten(1), training.flatten(2), heldout.flatten(2))
     closest = ratios.argsort()[:SHOWN]
@@ -179,28 +179,41 @@ def look_for_copies(checkpoint, result):
 # ---- 3. The jobs, the table, the figure ------------------------------------------------------
 
 
-def plan(arms, seeds, kimg):
+def preset():
+    """The options of train.py for pictures of one's own on a CPU, spelled out for all devices."""
+    found = {**options.PRESETS["your pictures on a CPU"], **options.STYLEGAN2,
+             **options.STYLEGAN2_PRESETS["your pictures on a CPU"], "workers": 0, "accumulate": 1}
+    del found["architecture"], found["resolution"], found["total_kimg"]
+    return [word for name, value in found.items()
+            for word in (f"--{name.replace('_', '-')}", value)]
+
+
+def plan(arms, seeds, kimg, device="cpu"):
     """The jobs, as `convert.plan`. Seed by seed: who stops early has whole rounds."""
     donor, reals, jobs = Path("donor", f"checkpoint-{RESOLUTION}.pt"), Path("reals.pt"), {}
-    jobs["reals"] = [SCRIPT, "reals"], [], reals
+    precision = [] if device == "cpu" else ["--precision", "tf32"]         # also from a CPU's donor
+    device = ["--device", device]
+    jobs["reals"] = [SCRIPT, "reals", *device], [], reals
     if any(arm.startswith("transfer") for arm in arms):
-        jobs["donor"] = ([TRAIN, "train", *COMMON, "--seed", 0, "--total-kimg", f"{kimg:.12g}",
-                          "--out", "donor"], [], donor)
+        jobs["donor"] = ([TRAIN, "train", *COMMON, *preset(), *device, *precision, "--seed",
+                          0, "--total-kimg", f"{kimg:.12g}", "--out", "donor"], [], donor)
     for seed in seeds:
         for arm in arms:
             name = f"{arm}-{seed}"
             kept, transfer = Path(name, f"checkpoint-{RESOLUTION}.pt"), arm.startswith("transfer")
-            begin = ["--resume", donor, "--device", "cpu"] if transfer else COMMON
+            begin = ["--resume", donor] if transfer else [*COMMON, *preset()]
             jobs[name] = (
-                [TRAIN, "train", *begin, *ARMS[arm], "--data", "pictures/training", "--seed", seed,
+                [TRAIN, "train", *begin, *device, *precision, *ARMS[arm],
+                 "--data", "pictures/training", "--seed", seed,
                  "--total-kimg", f"{(1 + transfer) * kimg:.12g}", "--out", name],
                 [donor] * transfer, kept)
             jobs[f"measure-{name}"] = (
                 ["evaluate.py", kept, "--data", "pictures/heldout", "--metrics", "fid,kid",
-                 "--features", "efficientnet-lite0", "--images", IMAGES, "--device", "cpu"],
+                 "--features", "efficientnet-lite0", "--images", IMAGES, *device],
                 [kept, reals], Path(name, "metrics.jsonl"))
             near = Path(name, "neighbours.pt")
-            jobs[f"neighbours-{name}"] = [SCRIPT, "neighbours", kept, near], [kept, reals], near
+            jobs[f"neighbours-{name}"] = ([SCRIPT, "neighbours", *device, kept, near],
+                                          [kept, reals], near)
     return jobs
 
 
@@ -264,6 +277,7 @@ def main(argv=None):
                         help="for all that is made (default experiment_few_pictures)")
     parser.add_argument("--jobs", metavar="N", type=options.number_from(1), default=2,
                         help="side by side, one thread each (default 2)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda (default cpu)")
     parser.add_argument("--font", metavar="FILE", type=Path, default=FONT, help=f"(default {FONT})")
     parser.add_argument("--kimg", type=options.number_from(0.1, float), default=12.0,
                         help="each run (default 12)")
@@ -292,7 +306,7 @@ def main(argv=None):
     if new:
         save_pictures(found)
     if not o.table:
-        convert.work(plan(arms, seeds, o.kimg), o.jobs)
+        convert.work(plan(arms, seeds, o.kimg, o.device), o.jobs)
     print_table(arms, seeds)
     if o.plot:
         figures.save_picture(o.plot, draw(arms, seeds[0]))
@@ -302,5 +316,6 @@ def main(argv=None):
 if __name__ == "__main__":
     if sys.argv[1:2] in (["reals"], ["neighbours"]):           # one of the jobs
         job = look_at_reals if sys.argv[1] == "reals" else look_for_copies
-        options.start(lambda words: job(*map(Path, words)), "few_pictures.py", argv=sys.argv[2:])
+        options.start(lambda words: job(torch.device(words[0]), *map(Path, words[1:])),
+                      "few_pictures.py", argv=sys.argv[3:])
     options.start(main, "few_pictures.py", "stopped; the same command goes on")

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 import evaluate
-import stylegan_models as models
 from conftest import ROOT, refused
 from workshop import UserError, figures, options
 from workshop.features import Features
 
 sys.path.append(str(ROOT / "experiments"))                     # last: it has a morph.py of its own
 import few_pictures
+
+CPU = torch.device("cpu")
 
 
 def clouds(images):
@@ -133,7 +134,7 @@ def reals(tmp_path, monkeypatch):
         "Pixels", lambda images: images.flatten(1)[:, ::29], None, None, {}))
     monkeypatch.chdir(tmp_path)
     few_pictures.save_pictures(glyphs())
-    few_pictures.look_at_reals()
+    few_pictures.look_at_reals(CPU)
 
 
 def test_a_generator_that_repeats_its_pictures_is_shown_beside_them(reals, monkeypatch):
@@ -148,7 +149,7 @@ def test_a_generator_that_repeats_its_pictures_is_shown_beside_them(reals, monke
         G.latent_dim = 8
         monkeypatch.setattr(few_pictures.morph, "load_networks", lambda *_: types.SimpleNamespace(
             networks={"generator_ema": G}))
-        few_pictures.look_for_copies(Path("checkpoint.pt"), Path("off-0", "neighbours.pt"))
+        few_pictures.look_for_copies(CPU, Path("checkpoint.pt"), Path("off-0", "neighbours.pt"))
         return torch.load(Path("off-0", "neighbours.pt"))
 
     repeated = look("training")
@@ -190,9 +191,12 @@ def test_the_table_has_the_last_state_and_no_half_run(reals, capsys):
     assert f"{evaluate.fid(*halves):.3g}" in floor
 
 
-def test_every_command_can_be_typed_and_waits_for_what_it_reads():
-    """Lesson: an option that was renamed is found now, and not after an hour of training."""
-    jobs, typed = few_pictures.plan(few_pictures.ARMS, ["0", "1"], 8.0), []
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_command_can_be_typed_and_waits_for_what_it_reads(device):
+    """Lesson: an option that was renamed is found now, and not after an hour of training. And a GPU
+    trains the networks of a CPU, at their rates, though its own preset has others."""
+    jobs, typed = few_pictures.plan(few_pictures.ARMS, ["0", "1"], 8.0, device), []
+    preset, _ = options.complete_options({"data": "x", "architecture": "stylegan2"}, CPU)
     results = {job[2] for job in jobs.values()}
     for name, (command, needed, _) in jobs.items():
         words = [str(word) for word in command]
@@ -205,17 +209,20 @@ def test_every_command_can_be_typed_and_waits_for_what_it_reads():
                 donor = options.parse_args([str(word) for word in jobs["donor"][0][2:]])
                 resumed = options.complete_options(
                     {k: v for k, v in donor.items() if k not in ("out", "device")},
-                    few_pictures.CPU)
+                    torch.device(device))
                 given = {k: v for k, v in wanted.items() if k not in ("out", "device", "resume")}
-                found, _ = options.complete_options(given, few_pictures.CPU, resumed[0])
+                found, _ = options.complete_options(
+                    given, torch.device(device), resumed[0])
                 assert found["freeze_d"] == 16 and found["total_kimg"] == 16
             else:
                 found, _ = options.complete_options(
                     {k: v for k, v in wanted.items() if k not in ("out", "device")},
-                    few_pictures.CPU)
+                    torch.device(device))
                 assert found["total_kimg"] == 8 and found["freeze_d"] is None
-            assert found["batch"][64] == 16 and found["architecture"] == "stylegan2"
-            assert models.channels_at(64, found["channel_base"], found["channel_max"]) == 32
+            assert device in words and found["precision"] == ("tf32" if device == "cuda" else (
+                preset["precision"]))
+            assert {name for name in preset if found[name] != preset[name]} <= {
+                "data", "total_kimg", "augment", "freeze_d", "precision", "seed"}
         elif words[0] == "evaluate.py":
             assert evaluate.parse_args(words[1:]).data == "pictures/heldout"
     assert len(typed) == 11 and sum(name.startswith("measure") for name in jobs) == 10
