@@ -349,7 +349,8 @@ class Prose:
             if match["test"]:
                 self.last_test = match["file"] or self.last_test
                 address = self.last_test and self.names.find_test(self.last_test, match["test"])
-                return linked(html.escape(word), address)
+                # A name of 60 letters is broken at an underscore.
+                return linked(html.escape(word).replace("_", "_<wbr>"), address)
             if match["arxiv"]:
                 return linked(html.escape(word), f"https://arxiv.org/abs/{match['arxiv']}")
             if match["script"]:

@@ -25,7 +25,7 @@ class Page(html.parser.HTMLParser):
         super().__init__()
         self.code, self.links, self.ids, self.resources, self.words = {}, [], set(), [], []
         self.number, self.depth = None, 0
-        self.feed(text)
+        self.feed(text.replace("<wbr>", ""))                   # a place to break a name at
 
     def handle_starttag(self, tag, pairs):
         attributes = dict(pairs)
