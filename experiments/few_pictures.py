@@ -2,6 +2,7 @@
 
     python experiments/few_pictures.py             all of it; Ctrl-C stops, the same command goes on
     python experiments/few_pictures.py --table --plot few.png     what has been measured so far
+    python experiments/few_pictures.py --pictures 60              of fewer: each is shown more often
 
 The pictures are emoji of 64 px: a real set, of many kinds, drawn by people. 300 of them are trained
 on. The others are held out: no network ever sees one, and all judging is against them. Each arm
@@ -45,7 +46,7 @@ from workshop.features import compute_features, load_features
 from workshop.measuring import on_its_own
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-RESOLUTION, TRAINING, IMAGES = 64, 300, 1000
+RESOLUTION, IMAGES = 64, 1000
 COMMON = ["--architecture", "stylegan2", "--resolution", RESOLUTION]
 ARMS = {"off": [], "0.8": ["--augment", "0.8"], "adaptive": ["--augment", "adaptive"],
         "transfer": ["--freeze-d", 16],
@@ -72,15 +73,15 @@ def glyphs(path):
     return found
 
 
-def save_pictures(found):
+def save_pictures(found, training):
     """pictures/training and pictures/heldout, each glyph in one of them; those all white in none.
     Their names begin with their place in the lot, so that the first held-out ones are of all kinds.
 
     Proved: tests/test_few_pictures.py::test_each_picture_is_trained_on_or_held_out
     """
     drawn = [item for item in sorted(found.items()) if item[1].getextrema() != ((255, 255),) * 3]
-    if len(drawn) < 3 * TRAINING:
-        raise UserError(f"--font: has {len(drawn)} pictures, and {3 * TRAINING} are needed")
+    if len(drawn) < 3 * training:
+        raise UserError(f"--font: has {len(drawn)} pictures, and {3 * training} are needed")
     shutil.rmtree("pictures.tmp", ignore_errors=True)
     for part in ("training", "heldout"):
         Path("pictures.tmp", part).mkdir(parents=True)
@@ -89,9 +90,14 @@ def save_pictures(found):
         square = Image.new("RGB", (136, 136), "white")
         square.paste(picture, (0, 4))
         square = square.resize((RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS)
-        part = "training" if place < TRAINING else "heldout"
+        part = "training" if place < training else "heldout"
         square.save(Path("pictures.tmp", part, f"{place:04d}-{code:x}.png"))
     Path("pictures.tmp").rename("pictures")
+
+
+def trained_on():
+    """How many pictures are trained on."""
+    return len(list(Path("pictures", "training").iterdir()))
 
 
 def images_of(part):
@@ -157,7 +163,8 @@ def look_at_reals(device):
 
 @torch.no_grad()
 def look_for_copies(device, checkpoint, result):
-    """neighbours.pt of a run: the shares, FD of 300 samples, and pictures for the figure."""
+    """neighbours.pt of a run: the shares, pictures for the figure, and FD of as few samples as
+    there are training pictures."""
     network, reals = load_features("efficientnet-lite0", device), torch.load("reals.pt")
     training, heldout = images_of("training"), images_of("heldout")
     G = morph.load_networks(checkpoint, device).networks["generator_ema"]
@@ -171,7 +178,8 @@ def look_for_copies(device, checkpoint, result):
     closest = ratios.argsort()[:SHOWN]
     save(result, {
         "shares": shares + in_pixels,
-        "FD": evaluate.fid(points[:TRAINING].double(), half_mirrored(reals["heldout"]).double()),
+        "FD": evaluate.fid(points[:training.shape[1]].double(),
+                           half_mirrored(reals["heldout"]).double()),
         "samples": samples[:SHOWN].clone(), "ratios": ratios[closest],
         "closest": samples[closest], "training": training[0, which[closest]]})
 
@@ -237,7 +245,7 @@ def half_mirrored(cloud):
 
 
 def print_table(arms, seeds):
-    titles = ("minutes", "sign D(real)", "strength", *convert.METRICS, f"FD of {TRAINING}",
+    titles = ("minutes", "sign D(real)", "strength", *convert.METRICS, f"FD of {trained_on()}",
               *("nearer", "by lot", "copies") * 2)
     print(f"| | {' | '.join(titles)} |\n|---|{'---|' * len(titles)}")
     for arm in arms:
@@ -266,8 +274,9 @@ def draw(arms, seed):
     if not rows:
         raise UserError("--plot: nothing has been measured yet")
     return figures.draw_figure(
-        f"Samples; those that are nearest to a training picture, with their distance to it in parts"
-        f" of that to the nearest of {TRAINING} held-out pictures; and the training picture", rows)
+        "Samples; those that are nearest to a training picture, with their distance to it in parts "
+        f"of that to the nearest of {trained_on()} held-out pictures; and the training picture",
+        rows)
 
 
 def main(argv=None):
@@ -279,6 +288,8 @@ def main(argv=None):
                         help="side by side, one thread each (default 2)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda (default cpu)")
     parser.add_argument("--font", metavar="FILE", type=Path, default=FONT, help=f"(default {FONT})")
+    parser.add_argument("--pictures", metavar="N", type=options.number_from(2), default=300,
+                        help="to train on (default 300)")
     parser.add_argument("--kimg", type=options.number_from(0.1, float), default=12.0,
                         help="each run (default 12)")
     parser.add_argument("--arms", metavar="LIST", default=",".join(ARMS), help="(default all)")
@@ -296,7 +307,7 @@ def main(argv=None):
     if missing and not o.table:                                # better now than after an hour
         raise UserError(f"needs {', '.join(missing)}: pip install -r requirements-extra.txt")
     # A folder in it for each length, so that no number of a rehearsal gets into the table.
-    folder = o.folder / f"kimg-{o.kimg:g}"
+    folder = o.folder / (f"kimg-{o.kimg:g}" + f"-pictures-{o.pictures}" * (o.pictures != 300))
     new = not (folder / "pictures").is_dir()
     if o.table and new:
         raise UserError(f"{folder}: nothing has been measured yet")
@@ -304,7 +315,7 @@ def main(argv=None):
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     if new:
-        save_pictures(found)
+        save_pictures(found, o.pictures)
     if not o.table:
         convert.work(plan(arms, seeds, o.kimg, o.device), o.jobs)
     print_table(arms, seeds)

@@ -46,12 +46,11 @@ def codes_in(part):
 
 def test_each_picture_is_trained_on_or_held_out(tmp_path, monkeypatch):
     """Lesson: who judges by pictures that were trained on praises a network that repeats them."""
-    monkeypatch.setattr(few_pictures, "TRAINING", 10)
     parts = []
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(tmp_path / folder)
-        few_pictures.save_pictures(glyphs())
+        few_pictures.save_pictures(glyphs(), 10)
         parts.append([codes_in("training"), codes_in("heldout")])
     (training, heldout), again = parts
     assert [training, heldout] == again                        # drawn by lot, the same each time
@@ -62,16 +61,15 @@ def test_each_picture_is_trained_on_or_held_out(tmp_path, monkeypatch):
     assert set(training) != set(everything[:10])
     assert set(heldout[:10]) != set(sorted(heldout)[:10])
     with pytest.raises(UserError, match="has 26 pictures"):
-        few_pictures.save_pictures(glyphs(29))
+        few_pictures.save_pictures(glyphs(29), 10)
 
 
 def test_a_disc_stays_round(tmp_path, monkeypatch):
     """Lesson: a glyph is padded to a square before it is made smaller, and not stretched."""
-    monkeypatch.setattr(few_pictures, "TRAINING", 1)
     monkeypatch.chdir(tmp_path)
     glyph = Image.new("RGB", (136, 128), "white")
     ImageDraw.Draw(glyph).ellipse([18, 14, 118, 114], fill="black")
-    few_pictures.save_pictures({0x1F300 + k: glyph for k in range(3)})
+    few_pictures.save_pictures({0x1F300 + k: glyph for k in range(3)}, 1)
     dark = np.asarray(Image.open(next(Path("pictures/heldout").iterdir())).convert("L")) < 128
     extents = [np.ptp(np.flatnonzero(dark.any(axis=axis))) for axis in (0, 1)]
     assert dark.shape == (64, 64) and abs(extents[0] - extents[1]) <= 1
@@ -128,12 +126,11 @@ def test_what_is_more_than_luck_is_known():
 def reals(tmp_path, monkeypatch):
     """A folder with 10 training pictures, 30 held out, and features of both that need no package:
     every 29th pixel."""
-    monkeypatch.setattr(few_pictures, "TRAINING", 10)
     monkeypatch.setattr(few_pictures, "IMAGES", 20)
     monkeypatch.setattr(few_pictures, "load_features", lambda *_: Features(
         "Pixels", lambda images: images.flatten(1)[:, ::29], None, None, {}))
     monkeypatch.chdir(tmp_path)
-    few_pictures.save_pictures(glyphs())
+    few_pictures.save_pictures(glyphs(), 10)
     few_pictures.look_at_reals(CPU)
 
 
