@@ -41,7 +41,7 @@ import convert
 import evaluate
 import morph
 import stylegan_dataloader as data
-from workshop import UserError, curves, figures, options
+from workshop import UserError, curves, figures, machine, options
 from workshop.features import compute_features, load_features
 from workshop.measuring import on_its_own
 
@@ -81,7 +81,8 @@ def save_pictures(found, training):
     """
     drawn = [item for item in sorted(found.items()) if item[1].getextrema() != ((255, 255),) * 3]
     if len(drawn) < 3 * training:
-        raise UserError(f"--font: has {len(drawn)} pictures, and {3 * training} are needed")
+        raise UserError(f"--pictures {training}: three times as many are needed, and the font has "
+                        f"{len(drawn)} pictures")
     shutil.rmtree("pictures.tmp", ignore_errors=True)
     for part in ("training", "heldout"):
         Path("pictures.tmp", part).mkdir(parents=True)
@@ -306,6 +307,8 @@ def main(argv=None):
     missing = [name for name in convert.PACKAGES if importlib.util.find_spec(name) is None]
     if missing and not o.table:                                # better now than after an hour
         raise UserError(f"needs {', '.join(missing)}: pip install -r requirements-extra.txt")
+    if not o.table:
+        machine.pick_device(o.device)
     # A folder in it for each length, so that no number of a rehearsal gets into the table.
     folder = o.folder / (f"kimg-{o.kimg:g}" + f"-pictures-{o.pictures}" * (o.pictures != 300))
     new = not (folder / "pictures").is_dir()
