@@ -252,8 +252,8 @@ def filtered(x, taps, border, odd):
     The zeros stand before the other taps, and there is one more zero of border to stand on. After
     the last result comes one that nobody wants.
     [MACHINE] One H100, torch 2.11, [16, 64, 256, 256]: a kernel of 2x2 takes 2.4 ms, this way 0.4
-              (bfloat16 2.3 and 0.3), one of 4x4 5.5 and 0.7: cuDNN has no fast program for even
-              sides. A 3x3 takes 0.2. On a CPU the even one is the faster.
+              (bfloat16 2.3 and 0.3), one of 4x4 5.5 and 0.7; a 3x3 takes 0.2. So even sides are
+              slow there (docs/results.md, "On a GPU"). On a CPU the even one is the faster.
     Proved: tests/test_fast_gradients.py::test_an_even_filter_by_an_odd_kernel_is_the_same
     """
     y = F.conv2d(x, kept_kernel(taps, x, odd), padding=border + odd, groups=x.shape[1])

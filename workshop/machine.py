@@ -66,8 +66,8 @@ def memory_format(device):
 
     Fast convolutions are written for channels_last. It adds up in another order, so results differ
     in their last bits.
-    [MACHINE] CPU and CUDA (both measured; on an H100 there is little between the two). On MPS
-              several silent errors with memory formats were open in PyTorch (issues 175189,
+    [MACHINE] CPU and CUDA (both measured; on an H100 now the one, now the other was the faster).
+              On MPS several silent errors with memory formats were open in PyTorch (issues 175189,
               107214), and nobody has run this there.
     """
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
