@@ -143,7 +143,7 @@ def in_front_of(D, asked, device):
 # Too weak, and D learns the pictures by heart. Too strong, and G learns less than it could, and may
 # leak; with 70,000 faces T does harm (Zhao et al., FFHQ at 256 px: FID 3.8 without, 4.2 with; with
 # 1,000 faces 62 and 26). How many pictures are few? D itself says it. While it learns what a face
-# is, it gives some real ones a score below 0. When it knows them by heart, none.
+# is, it gives some real ones a score below 0. The better it knows them by heart, the fewer.
 
 TARGET = 0.6                  # of the mean of sign D(real), as StyleGAN2-ADA has it
 ADAPT_KIMG = 20               # from 0 to 1, if D knows all pictures by heart (theirs: 500)

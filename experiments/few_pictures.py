@@ -19,6 +19,9 @@ lot" says how much more can be luck. "Copies" are much nearer; of held-out pictu
 2). First by the features, then by the pixels: pixels see no copy that has moved, features none that
 is blurred.
 
+"D" is the mean score that D gives to the training pictures, to others, and to samples. It has seen
+neither of the latter two. If it tells others from training pictures, it has learned these by heart.
+
 Needs:    pip install -r requirements-extra.txt, and a font: apt install fonts-noto-color-emoji
 [MACHINE] 2 CPU cores: two hours (estimated from 17 images/s of one thread). More cores: --jobs. A
           GPU: --device cuda, with the networks and rates of a CPU, and --jobs 15, a core for each.
@@ -149,6 +152,13 @@ def by_heart(samples, training, heldout):
     return [share.item() for share in shares], ratio, found[:, :m].argmin(dim=1)
 
 
+def mean_score(D, images):
+    """What D says of images [N, 3, R, R], in batches as in training, of whole groups of 4: it looks
+    at how much the pictures of a group differ."""
+    batches = images[:len(images) // 4 * 4].split(16)
+    return torch.cat([D(batch) for batch in batches]).mean().item()
+
+
 def save(path, state):
     with figures.written(path) as temporary:                   # whole or not at all
         torch.save(state, temporary)
@@ -164,21 +174,23 @@ def look_at_reals(device):
 
 @torch.no_grad()
 def look_for_copies(device, checkpoint, result):
-    """neighbours.pt of a run: the shares, pictures for the figure, and FD of as few samples as
-    there are training pictures."""
+    """neighbours.pt of a run: the shares, pictures for the figure, FD of as few samples as there
+    are training pictures, and D's mean scores of training pictures, others and samples."""
     network, reals = load_features("efficientnet-lite0", device), torch.load("reals.pt")
     training, heldout = images_of("training"), images_of("heldout")
-    G = morph.load_networks(checkpoint, device).networks["generator_ema"]
+    G, D = morph.load_networks(checkpoint, device,
+                               ("generator_ema", "discriminator")).networks.values()
     with on_its_own(0, device):
         samples = torch.cat(list(evaluate.generated_images(
             G, evaluate.Settings(RESOLUTION, images=IMAGES)))).clamp(-1, 1)
+    scores = [mean_score(D, images.to(device)) for images in (training[0], heldout[0], samples)]
     points = compute_features(network, samples.split(32), None, "samples").cpu()
     samples = samples.cpu()
     shares, ratios, which = by_heart(points, reals["training"], reals["heldout"])
     in_pixels, *_ = by_heart(samples.flatten(1), training.flatten(2), heldout.flatten(2))
     closest = ratios.argsort()[:SHOWN]
     save(result, {
-        "shares": shares + in_pixels,
+        "shares": shares + in_pixels, "scores": scores,
         "FD": evaluate.fid(points[:training.shape[1]].double(),
                            half_mirrored(reals["heldout"]).double()),
         "samples": samples[:SHOWN].clone(), "ratios": ratios[closest],
@@ -237,7 +249,8 @@ def row_of(name):
     seconds = sum(line["seconds_per_kimg"] * (after - before) / 1000
                   for line, before, after in zip(log, nimg, nimg[1:]))
     return [seconds / 60, log[-1]["real_signs"], log[-1].get("augment_strength", 0.0),
-            *(found[metric] for metric in convert.METRICS), near["FD"], *near["shares"]]
+            *(found[metric] for metric in convert.METRICS), near["FD"], *near["scores"],
+            *near["shares"]]
 
 
 def half_mirrored(cloud):
@@ -247,7 +260,7 @@ def half_mirrored(cloud):
 
 def print_table(arms, seeds):
     titles = ("minutes", "sign D(real)", "strength", *convert.METRICS, f"FD of {trained_on()}",
-              *("nearer", "by lot", "copies") * 2)
+              "D: training", "others", "samples", *("nearer", "by lot", "copies") * 2)
     print(f"| | {' | '.join(titles)} |\n|---|{'---|' * len(titles)}")
     for arm in arms:
         rows = [row for seed in seeds if (row := row_of(f"{arm}-{seed}"))]
@@ -258,7 +271,7 @@ def print_table(arms, seeds):
         reals = [half_mirrored(torch.load("reals.pt")[part]) for part in ("training", "heldout")]
         found = evaluate.compare(("fid", "kid"), *reals, None)
         print(f"| the training pictures | | | | | {found['KID'][0]:.3g} | {found['FID'][0]:.3g} "
-              "| 1 | | 1 | 1 | | 1 |")
+              "| | | | 1 | | 1 | 1 | | 1 |")
 
 
 def draw(arms, seed):

@@ -143,9 +143,13 @@ def test_a_generator_that_repeats_its_pictures_is_shown_beside_them(reals, monke
         def G(z, **_):
             return images[torch.arange(len(z)) % len(images)].flip(3)
 
+        def D(batch):                                          # knows what it was shown
+            known = few_pictures.images_of("training")[0]
+            return torch.cdist(batch.flatten(1), known.flatten(1)).amin(dim=1, keepdim=True).neg()
+
         G.latent_dim = 8
         monkeypatch.setattr(few_pictures.morph, "load_networks", lambda *_: types.SimpleNamespace(
-            networks={"generator_ema": G}))
+            networks={"generator_ema": G, "discriminator": D}))
         few_pictures.look_for_copies(CPU, Path("checkpoint.pt"), Path("off-0", "neighbours.pt"))
         return torch.load(Path("off-0", "neighbours.pt"))
 
@@ -153,6 +157,8 @@ def test_a_generator_that_repeats_its_pictures_is_shown_beside_them(reals, monke
     assert repeated["shares"][::3] + repeated["shares"][2::3] == [1] * 4
     assert (repeated["ratios"] < 0.01).all() and max(repeated["shares"][1::3]) < 1
     assert torch.equal(repeated["closest"], repeated["training"].flip(3))
+    training_score, others_score, _ = repeated["scores"]
+    assert training_score > -0.1 and others_score < -1
     monkeypatch.setattr(figures, "draw_figure", lambda title, rows: rows)
     samples, closest, training = few_pictures.draw(["off", "0.8"], "0")  # no 0.8 was measured
     assert samples.label.startswith("off") and closest.captions[0] == "0.00"
@@ -172,7 +178,8 @@ def test_the_table_has_the_last_state_and_no_half_run(reals, capsys):
         if metrics:
             Path(name, "metrics.jsonl").write_text(
                 '{"metric": "FD-EffLite0", "value": 7}\n{"metric": "KID-EffLite0", "value": 9}\n')
-            few_pictures.save(Path(name, "neighbours.pt"), {"FD": 11.0, "shares": [0.5] * 6})
+            few_pictures.save(Path(name, "neighbours.pt"), {
+                "FD": 11.0, "scores": [2.0, -1.0, -3.0], "shares": [0.5] * 6})
 
     write("donor", 0, metrics=False)
     write("off-0", 0)
@@ -180,8 +187,8 @@ def test_the_table_has_the_last_state_and_no_half_run(reals, capsys):
     write("transfer-1", 3000, metrics=False)                   # trained, not measured
     few_pictures.print_table(["off", "transfer"], ["0", "1", "2"])
     off, transfer, floor = capsys.readouterr().out.splitlines()[2:]
-    assert off == "| off | 3 (3) | 0.5 (0.5) | 0.25 (0.25) | 7 (7) | 9 (9) | 11 (11) |" + (
-        " 0.5 (0.5) |" * 6)
+    assert off == "| off | 3 (3) | 0.5 (0.5) | 0.25 (0.25) | 7 (7) | 9 (9) | 11 (11) |"\
+        " 2 (2) | -1 (-1) | -3 (-3) |" + " 0.5 (0.5) |" * 6
     assert transfer == off.replace("off", "transfer")
     halves = [few_pictures.half_mirrored(cloud).double() for cloud in (
         torch.load("reals.pt")["training"], torch.load("reals.pt")["heldout"])]

@@ -423,7 +423,7 @@ def parse_args(argv=None):
                        "AVX512-BF16, else fp32; paper: fp32)")
     group.add_argument("--compile", action="store_true",
                        help="let torch.compile fuse what lies between the convolutions; needs a "
-                       "C++ compiler on a CPU")
+                       "C++ compiler on a CPU. Slower wherever it was tried (docs/results.md)")
     group = parser.add_argument_group("measuring (evaluate.py explains the numbers)")
     group.add_argument("--evaluate-kimg", type=amounts, metavar="KIMG",
                        help="between measurements; two tenths of the pictures are then held out "
