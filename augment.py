@@ -101,8 +101,9 @@ def augment(images, strength):
     """T: each of the changes, with the probability `strength`, for each image alone.
 
     Paper:  Zhao et al. 2020, section 3.3; the numbers above are those of its code.
-    Differs: there every image gets every change, and pictures of 4 or 8 px would as well. Half of a
-            face of 4x4 pixels is no longer a face: below 16 px all are R/16 times as strong.
+    Differs: there every image gets every change. But half of a face of 4x4 pixels is no longer a
+            face. So below 16 px all are R/16 times as strong, rounded down to whole pixels: nothing
+            moves at 8 px, and at 4 only colours change.
     Shapes: images [N, 3, R, R]; strength a number or a tensor [] from 0 to 1 -> [N, 3, R, R].
     Proved: tests/test_augment.py::test_strength_is_the_probability_of_each_change,
             ::test_small_pictures_are_changed_gently
@@ -168,7 +169,7 @@ def adapt(strength, sign, batch):
 
 
 def freeze(D, resolution):
-    """D's layers of `resolution` and more learn nothing any more: what they are to see, they see.
+    """D's layers of `resolution` and more stay as they are: they have learned to see already.
 
     Why:    with few pictures one goes on from a network that has seen many others (--resume
             other.pt --data photos/). Edges and eyes are the same in both, and the layers that find
@@ -196,9 +197,9 @@ def leaked(fakes, reals, changed):
     How:    a heap of pictures of which a share s is changed has its mean feature s of the way from
             that of the reals to that of the changed reals. So from where the fakes' mean lies, the
             three shares can be read, by least squares.
-    Known:  what else is wrong with the fakes also moves their mean. Two networks that never saw a
-            change got up to 0.2 each way, a younger one 0.4 (docs/results.md): compare with such
-            a one.
+    Known:  what else is wrong with the fakes also moves their mean. Four networks that never saw a
+            change got -0.13 to 0.21, a younger one up to 0.42 (docs/results.md). Compare with one
+            that never saw a change.
     Shapes: features: fakes [N, F], reals [M, F], changed: a list of [M, F] -> a tensor of shares.
     Proved: tests/test_augment.py::test_a_leak_is_found_by_name_and_size
     """

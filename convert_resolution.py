@@ -38,9 +38,9 @@ but D only ever judged their sum, and a part of it is cut off.
 Proved: ::test_a_new_to_rgb_of_0_keeps_the_picture_exactly,
         ::test_every_to_rgb_of_stylegan2_is_trained_but_only_the_sum_is_judged
 
-Four questions have no answer in the paper. Each is an option here. experiments/convert.py asked
-them of StyleGAN and painted faces, 16 to 32 px: FD-EffLite0 after as many images, smaller is
-better, the mean of three seeds (the table is in docs/results.md):
+Four questions have no answer in the paper. Each is an option here. experiments/convert.py trained
+20 kimg more with each (painted faces, 16 to 32 px). The numbers are FD-EffLite0, an FID by a small
+network (evaluate.py); smaller is better; means of three seeds (the table is in docs/results.md):
 
   the large blocks    from scratch: 118. --donor: 77. A donor's blocks make sharp detail already,
                       and they understood the other network's features; both had learned the same
@@ -400,10 +400,10 @@ def compare_residual_discriminators(old, new, images, shared):
     """`compare_discriminators` for StyleGAN2; the images are those of the old final resolution.
 
     Compare: in StyleGAN, alpha 0 leads past the new block, into the old from_rgb. Here from_rgb
-            stands at the final resolution only. The old one is dropped, and the old blocks see what
-            layers make that were drawn, or learned beside others. Zeros do not help. The old
-            from_rgb mixed the small picture's colours, and then came a leaky ReLU. The short way of
-            a new block mixes what is behind one. (morph.py: what solving for a block would take.)
+            stands at the final resolution only, so the old one is dropped. What the old blocks see
+            now comes from layers that are random, or that learned in another network. Zeros do not
+            help: the old from_rgb mixed colours, and its leaky ReLU came after. In a new block the
+            leaky ReLU comes before the short way. (morph.py: what solving it would take.)
     So the same FEATURES must get the same score. What became of the images' scores is told.
     Proved: tests/test_convert_resolution.py::test_stylegan2s_d_is_the_old_one_behind_its_new_layers
     """
@@ -514,7 +514,7 @@ def write_converted(program, path, out, result, before, after, lines, wrong=None
 
     wrong:  what the proof found, a sentence, or None. Then nothing is written, and the exit code is
             1: what was asked for was possible, and the program failed at it.
-    lines:  what to print once the file is there; before, after: the resolution of the files.
+    lines:  what to print once the file is there; before, after: the resolutions that it names.
     Errors: UserError if the disk has no room, before anything is written.
     """
     if wrong:
@@ -567,7 +567,7 @@ def parse_args(argv=None):
                         help="of the resumed run (default: as before)")
     parser.add_argument("--fade-kimg", metavar="TABLE", type=table,
                         help="thousands of images to fade each new block in (default: as before)")
-    parser.add_argument("--seed", metavar="N", type=options.number_from(0), default=0,
+    parser.add_argument("--seed", metavar="N", type=options.number_from(0, int, 2 ** 62), default=0,
                         help="for the new blocks (default 0)")
     parser.add_argument("--out", metavar="PATH", type=pathlib.Path,
                         help="the new checkpoint; must not exist (default MODEL-to-R.pt)")

@@ -57,20 +57,20 @@ from workshop.fast_gradients import blur, leaky_relu
 # Two convolutions in a row, without anything between them, are one. With kernels F0 [C, I, k, k]
 # and F1 [O, C, k, k] it is
 #
-#     G[o, i] = sum over c of  F1[o, c] * F0[c, i]          (* convolves k x k pictures)
+#     Q[o, i] = sum over c of  F1[o, c] * F0[c, i]          (* convolves k x k pictures)
 #
-# Wei et al. call it the morphism equation and read it backwards: G is there, find F0 and F1. They
+# Wei et al. call it the morphism equation and read it backwards: Q is there, find F0 and F1. They
 # draw both at random and then take turns, F0 fixed and F1 solved for, F1 fixed and F0 solved for;
 # each turn is linear, a least-squares problem. With enough channels C the first turn is exact.
 #
-# Here it is even easier. G, the old to_rgb, is 1x1, and its result has 3 channels: colours. In the
+# Here it is even easier. Q, the old to_rgb, is 1x1, and its result has 3 channels: colours. In the
 # new G three layers share its work, V [3, C] (the new to_rgb), F1 [C, C, 3, 3], F0 [C, I, 3, 3].
 # Draw V. What must F1 be for V F1 to be something simple, say a 1x1 layer M [3, C]? For each of the
 # nine taps of its kernel
 #
 #     V F1[tap] = M at the centre, 0 elsewhere       3 equations for each column of C unknowns,
 #
-# and then the same with M in V's place, M F0[tap] = G at the centre. So there is one problem,
+# and then the same with M in V's place, M F0[tap] = Q at the centre. So there is one problem,
 #
 #     given K [3, C] and P [3, I], find F [C, I] with K F = P,
 #
@@ -96,7 +96,7 @@ from workshop.fast_gradients import blur, leaky_relu
 #
 # AND THE BLUR? Both networks blur where they change the resolution (stylegan_layers.py), so exactly
 # the old image cannot come out: it is enlarged and blurred, and D sees a blurred picture made
-# smaller, which is not what it was trained on. But nobody said that G must be 1x1. Its kernel may
+# smaller, which is not what it was trained on. But nobody said that Q must be 1x1. Its kernel may
 # undo as much of the blur as three taps can. These taps are UNBLUR, in each direction. Enlarging
 # by nearest neighbour gives (0 0 1 1 0 0), and the blur makes (0 1 3 3 1 0)/4 of it; with UNBLUR
 # before the blur it is (-1 1 8 8 1 -1)/8. Of all kernels (a, 1 - 2a, a) this comes nearest to no
@@ -192,8 +192,8 @@ def grow_generator(networks, resolution, rng):
 
     networks: G and its average, or only one of them. They get the same V, F1 and noise, so that
             averaging them means something; F0 and the colours' bias carry what they differ in.
-    At t = 1 the new image is enlarge(old - bias) + bias, where bias is the old to_rgb's; the part
-            that is subtracted is what stands beyond the border.
+    At t = 1 the new image is enlarge(old - bias) + bias, where bias is the old to_rgb's. (The
+            filters see zeros beyond the border, so the old image is continued there with `bias`.)
     Changes: conv0, conv1, to_rgb and the styles of that resolution. The first network's styles and
             noise strengths, which t = 1 does not see, are given to all.
     Errors: UserError for fewer than 4 channels.
@@ -229,11 +229,11 @@ def fit_styles(G, resolution, rng):
     """Let the new block's styles ask for what its linear signal has anyway.
 
     Why:    AdaIN forgets the mean and the size of every channel, and with random styles puts others
-            in their place. Here these are the old image: as t falls, its colours and contrasts
-            would be lost, and have to be learned again. But they depend on w, and a style is a
-            linear function of w. So fit it: of all a n + b, where n is what AdaIN has normalized,
-            the one nearest to x has b = mean(x) and a = mean(x n), for each image and channel; and
-            a linear function of w that comes near these two is a regression.
+            in their place. In this block they hold the old image's colours and contrasts, which
+            would be lost as t falls, and have to be learned again. But they depend on w, and a
+            style is a linear function of w. So fit it: of all a n + b, where n is what AdaIN has
+            normalized, the one nearest to x has b = mean(x) and a = mean(x n), for each image and
+            channel; and a linear function of w that comes near these two is a regression.
     How:    least squares over random z, with a ridge that holds for few images at high resolution;
             the second layer after the first, so that it sees what it will see at t = 0.
     Changes: the weights and biases of both styles. t = 1 does not see them.
@@ -514,7 +514,7 @@ def parse_args(argv=None):
     parser.add_argument("--morph-kimg", metavar="TABLE", type=options.table_of(float),
                         help="thousands of images until a block is an ordinary one (default: that "
                              "of the run, usually 20)")
-    parser.add_argument("--seed", metavar="N", type=options.number_from(0),
+    parser.add_argument("--seed", metavar="N", type=options.number_from(0, int, 2 ** 62),
                         help="for the new block (default: that of the run)")
     parser.add_argument("--out", metavar="PATH", type=pathlib.Path,
                         help="the new checkpoint; must not exist (default MODEL-morphed.pt)")

@@ -276,9 +276,9 @@ class Pictures:
             except (RuntimeError, OSError, ValueError, MemoryError) as error:
                 if not workers:                        # not the fault of a worker
                     raise
-                self._note(f"the processes that load pictures failed "
-                           f"({str(error).strip().splitlines()[-1]}); the main process goes on "
-                           f"without them, as with --workers 0")
+                said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+                self._note(f"the processes that load pictures failed ({said}); the main process "
+                           f"goes on without them, as with --workers 0")
                 workers, error.__traceback__ = 0, None         # which would keep the others alive
 
     def _workers(self, resolution, batch):

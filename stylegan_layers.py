@@ -38,8 +38,8 @@ def normal(*shape, std=1.0):
 
 # ---- 1. A style layer ------------------------------------------------------------------------
 #
-# Figure 1b of the paper, from top to bottom: a constant; then, 18 times at 1024 px, a convolution,
-# noise ("B" in the figure), a leaky ReLU, and AdaIN with a style ("A").
+# Figure 1b of the paper, from top to bottom: a constant; then, 18 times at 1024 px, noise ("B" in
+# the figure), a leaky ReLU and AdaIN with a style ("A"), all but the first behind a convolution.
 
 
 class LearnedConstant(torch.nn.Module):
@@ -204,8 +204,8 @@ class ModulatedToRGB(torch.nn.Module):
     """Channels to three colours, 1x1.
 
     Compare: StyleGAN's was a plain `EqualizedConv2d`. Without an AdaIN before it, it needs a style
-            of its own. It is not demodulated: that the sum of all channels is bright is what it
-            says, and no convolution follows that would want inputs of size 1.
+            of its own. It is not demodulated: the size of the result is how bright the picture is,
+            and no convolution follows that would want inputs of size 1.
     Shapes: x [N, C, R, R], w [N, S] -> [N, 3, R, R].
     """
 
@@ -308,9 +308,9 @@ class EqualizedConv2d(torch.nn.Module):
 
 # ---- 3. Blur-in-conv -------------------------------------------------------------------------
 #
-# G doubles the resolution in front of a convolution and D halves it behind one. Both smooth where
-# they do, with the weights [1, 2, 1] / 4 in each direction (section 2.1): without a blur, detail
-# finer than the coarser grid can hold turns into false patterns (Zhang 2019). Read literally:
+# G doubles the resolution in front of a convolution and D halves it behind one. There both blur,
+# with the weights [1, 2, 1] / 4 in each direction (appendix C): without a blur, detail finer than
+# the coarser grid can hold turns into false patterns (Zhang 2019). In the official code's order:
 #
 #     up:    nearest-neighbour x2  ->  3x3 convolution  ->  blur
 #     down:  blur  ->  3x3 convolution  ->  mean of every 2x2 pixels
@@ -455,7 +455,7 @@ class MinibatchStddev(torch.nn.Module):
     Units:  image i belongs to group i mod M with M = ceil(N / 4): groups of 4, as in the official
             code, if N is a multiple of 4; else of 2 to 4, or all N. A lone image has the spread
             sqrt(1e-8).
-    Differs: the official code refuses other N. ProGAN's paper compares the whole batch.
+    Differs: above 4, the official code refuses other N. ProGAN's paper compares the whole batch.
     Proved: tests/test_layers.py::test_minibatch_stddev_against_a_loop_for_every_batch_size
     """
 

@@ -81,10 +81,10 @@ class MappingNetwork(torch.nn.Module):
             warped so that the gaps vanish, and no direction of it could mean one thing. The density
             of w is not decreed: it is whatever this network makes of z, and can keep the gaps. So
             in w one direction may mean one thing (section 4, "disentangled", figure 6).
-    Measured by: perceptual path length (section 4.1), `path_length` in evaluate.py. The paper's
-            other, linear separability (4.2), needs networks that name what is in a picture; of the
-            painted faces, and with figure 6, experiments/separability.py measures it:
-            docs/figure6.png.
+    Measured by: perceptual path length (section 4.1), `path_length` in evaluate.py; and linear
+            separability (4.2), which needs networks that name what is in a picture.
+            experiments/separability.py measures it of painted faces, and draws their figure 6
+            (docs/figure6.png).
     Paper:  section 2, figure 1b left. It learns at 1/100 of the rate (appendix C; EqualizedLinear).
     Shapes: z [N, latent_dim] -> w [N, style_dim]; layers in between have mapping_dim features.
     Proved: tests/test_models.py::test_mapping_network_gives_the_official_w

@@ -34,7 +34,7 @@ all images, and the random numbers tell each of its layers HOW to draw:
     noise, leaky ReLU          |
     AdaIN  <------- A -------- +
         |                      |
-    twice as many pixels,      |      two such layers at each of 4x4, 8x8, ... 1024x1024 pixels
+    twice the side,            |      two such layers at each of 4x4, 8x8, ... 1024x1024 pixels
     and so on ...              |
         |
     to_rgb                            channels become colours: an image [3, R, R] in [-1, 1]
@@ -46,7 +46,7 @@ average face (truncation, in stylegan_models.py).
 
 Nobody tells G what a face is. A second network, the discriminator D, gives each image a score: high
 if it takes it for a real one. Each step makes D a little better at telling real from made, and then
-G a little better at misleading it. All pictures are made by G_ema, an average over the G of the
+G a little better at misleading it. What we look at is made by G_ema, an average over the G of the
 last steps. The game begins with pictures of 4x4 pixels, where all is simple, and doubles their
 sides when it has settled, by fading a new block into both networks:
 
@@ -134,7 +134,7 @@ def ema_beta(nimg, batch, halflife_kimg):
     """The weight of the past in G_ema <- beta G_ema + (1 - beta) G.
 
     Why:    G moves with every step, since its opponent does, and so do its pictures. The average
-            over the last ten thousand images is steadier, and all pictures are made with it.
+            over the last ten thousand images is steadier; it makes what we look at.
     Paper:  ProGAN appendix A.1 (0.999 a step); the official code has a half-life of 10 kimg.
     Differs: the half-life is at most 5 % of what was seen so far (as StyleGAN2-ADA does), or the
             average of a young run would consist of its random start.

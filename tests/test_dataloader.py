@@ -208,10 +208,18 @@ def test_a_run_outlives_the_processes_that_load_its_pictures(tmp_path, photos, c
 
     def no_room(pixels):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
-    for failure in ("killed", "no room", "none"):
+    started = machine.started
+
+    def no_memory(loader):
+        if loader.num_workers:
+            raise MemoryError                                  # of which Python says nothing
+        return started(loader)
+    for failure in ("killed", "no room", "no memory", "none"):
         with monkeypatch.context() as patch:
             if failure == "no room":
                 patch.setattr(pictures, "shared", no_room)
+            if failure == "no memory":
+                patch.setattr(machine, "started", no_memory)
             batches = data.Pictures(*a_run(photos, tmp_path, workers=2)).batches(8, 4, nimg=8)
             found = [next(batches) for _ in range(3)]
             children = multiprocessing.active_children()
@@ -226,7 +234,8 @@ def test_a_run_outlives_the_processes_that_load_its_pictures(tmp_path, photos, c
             assert said == "" and len(children) == 2
         else:
             assert said.count("\n") == 1 and "the main process goes on without them" in said
-            assert ("exited unexpectedly" if failure == "killed" else "No space left") in said
+            assert {"killed": "exited unexpectedly", "no room": "No space left",
+                    "no memory": "failed (MemoryError)"}[failure] in said
         batches.close()
 
 
