@@ -41,7 +41,7 @@ Can the numbers be trusted? Damage a real picture set on purpose, and see which 
     30 % of them, repeated               20.7        0.0005       0.93    0.40
     only the darkest 30 %, repeated      26.8        0.0092       0.87    0.37
 
-All four see each kind of damage, and more of it as more. These features mind grain more than blur.
+All four see blur, noise and JPEG, and more as more. These features mind grain more than blur.
 When 70 % of the pictures are missing, those that are left are as good as ever, and precision says
 so; recall halves. KID hardly notices: a repeated sample of the real pictures has nearly their mean
 in every feature. It does notice when the missing ones are of a kind, and the mean has moved. FD
@@ -451,8 +451,8 @@ def path_length(mapping, synthesis, latent_dim, distance, space, n, batch, seed,
     """(PPL, standard error) of any generator, in "z" or "w", from n steps.
 
     mapping: z -> w. synthesis: w -> images. distance: two batches of images -> [N].
-    Units:   z, t and the steps are float64 up to the networks: epsilon is as small as float32 is
-             exact to. They are made on the CPU, since MPS has no float64.
+    Units:   z, t and the steps are float64 up to the networks: in float32 a step of 1e-4 would keep
+             3 digits. They are made on the CPU, since MPS has no float64.
     Errors:  UserError for distances that are not finite.
     Proved:  tests/test_evaluate.py::test_path_lengths_of_a_generator_with_a_known_one
     """
@@ -881,7 +881,7 @@ def main(argv=None):
         curves.check(o.plot)                   # what it may not write over, it refuses now
     if o.metrics or not o.plot:
         device = machine.pick_device(o.device)
-        machine.keep_freed_memory()            # a feature network is 2.6 times as fast on a CPU
+        machine.keep_freed_memory()            # faster on a CPU: see there
         # Of two fast ways to convolve, cuDNN otherwise takes whichever; the numbers would vary.
         torch.backends.cudnn.deterministic = True
         records = [record for path in paths for record in measure(path, metrics, device, o)]

@@ -60,8 +60,7 @@ class Look(NamedTuple):
 
     face:      a seed, or a `Given`.
     psi, cutoff, noise, noise_seed: as in `generate.Model`.
-    strengths: how many times as strong as learned the noise of each block is, from 4 px up; (): as
-               learned.
+    strengths: factors for the learned strength of each block's noise, from 4 px up; (): none.
     mixes:     ((face, first, last), ...): these layers obey another face; the last one wins.
     moves:     (((first, last), (s1, s2, ...)), ...): in these layers w is moved along their SeFa
                directions. 1 is as far as a face is from the average one, typically.
@@ -277,8 +276,8 @@ class Network:
     def activations(self, look, place, count=24):
         """The channels of one place that vary most over the picture: [(bytes [r, r], caption)].
 
-        Why:    a style scales whole channels, the same at all pixels. So what it can turn up or
-                down is what one channel shows. Where it lies, the convolutions have decided.
+        Why:    a style scales whole channels, the same at all pixels: such maps as are shown here.
+                (In StyleGAN2 those shown are scaled by the next layer's style, not by this one's.)
         Units:  each goes from black, its own smallest value, to white, its largest.
         Proved: tests/test_explore.py::test_activations_are_what_the_next_layer_gets
         """

@@ -62,7 +62,7 @@ class Model(NamedTuple):
     psi, cutoff: see `Generator.truncate`.
     noise:  "const": the maps stored with the network, the same in every picture; "none"; "random":
             each picture has its own, drawn from its face, `seed`, and the number of the draw.
-    strengths: {resolution: times its noise is as strong as learned}, or None: as learned.
+    strengths: {resolution: what the learned strength of its noise is multiplied by}, or None.
     growing: what the last block was doing, for captions: "fading in, alpha 0.25"; "" if nothing.
     """
     G: torch.nn.Module
@@ -92,7 +92,7 @@ class Model(NamedTuple):
 def load_model(path, device, batch=8, **how):
     """The averaged generator of a checkpoint as a `Model`; the rest of the file is dropped.
 
-    Why:    the file of a 1024 px run holds G twice, D, and two numbers of Adam for each of theirs.
+    Why:    the file of a 1024 px run holds G twice, D, and Adam's two numbers for each weight.
     Errors: CheckpointError as `morph.load_networks`.
     Proved: tests/test_generate.py::test_only_the_averaged_generator_stays_in_memory
     """
@@ -339,6 +339,8 @@ def mixing_figure(model, o):
     check_figure(o.out, 1 + len(ranges) * len(o.faces_a), 1 + len(o.faces_b), side, 2)
     files = {(name, a, b): o.cells / f"{name}-{name_of(a)}-{name_of(b)}.png".replace(" ", "")
              for name in ranges for a in o.faces_a for b in o.faces_b if o.cells}
+    if len(set(files.values())) < len(files):
+        raise UserError("--cells: two of the faces have the same name, and so would their cells")
     for file in files.values():
         figures.check_free(file, "--cells")
 
@@ -838,7 +840,8 @@ def check_out(o):
         return export.check(o)
     if o.suffixes:
         if o.out.suffix.lower() not in o.suffixes:
-            raise UserError(f"--out {o.out}: {o.what} is written as {', '.join(o.suffixes)}")
+            kinds = ", ".join(suffix or "a folder" for suffix in o.suffixes)
+            raise UserError(f"--out {o.out}: {o.what} is written as {kinds}")
         if o.out.suffix:                       # else a folder of frames (workshop/video.py)
             figures.check_free(o.out)
         return

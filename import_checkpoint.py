@@ -354,7 +354,7 @@ def mirrored_from(kwargs):
 # [kh, kw, in, out], we and PyTorch as [out, in, kh, kw]; dense weights [in, out], we [out, in].
 # "turned": StyleGAN2 sets its up-convolution's kernel down as a stamp. In TensorFlow, its program
 #       mirrors the kernel first; in PyTorch, it is stored mirrored.
-# "plus1": the style is around 1; TensorFlow's program adds the 1, the others have learned it.
+# "plus1": the style is around 1; TensorFlow's program adds the 1, the others' bias holds it.
 LAYOUTS = {
     "same": lambda array, mirrored: array,
     "dense": lambda array, mirrored: array.transpose(1, 0),
@@ -426,7 +426,8 @@ FORMATS = (
            Side("Discriminator", ADA_DISCRIMINATOR, FIXED_ADA), {}))
 # What other functions of the same family make.
 OTHER_BUILDERS = {"G_synthesis_stylegan_revised": "revised", "D_stylegan": "revised",
-                  "D_main": "tf ada", "G_paper": "progan", "D_paper": "progan"}
+                  "G_main G_mapping G_synthesis": "tf ada", "D_main": "tf ada",
+                  "G_paper": "progan", "D_paper": "progan"}
 
 
 def rows_of(table, resolution, mapping_layers):
@@ -503,7 +504,7 @@ def objection(network, side):
     Proved: tests/test_import_checkpoint.py::test_other_programs_files_are_refused_by_name,
             ::test_what_stylegan2_can_turn_on_is_refused_by_name
     """
-    for name in network.builder.split():
+    for name in (network.builder, *network.builder.split()):
         if name in OTHER_BUILDERS:
             return WHY_NOT[OTHER_BUILDERS[name]]
     labels = network.kwargs.get("label_size", network.kwargs.get("c_dim", 0))
@@ -588,7 +589,7 @@ def clamp_of(network):
     """The number at which all layers are cut off, or None for a network without such a limit.
 
     Why:    a network in float16 overflows at 65,504; stylegan2-ada-pytorch cuts off at 256 what it
-            trains so. Here all is float32, and cut off as well: features may have grown against it.
+            trains so. Here all is float32, and still cut off: the network may count on the limit.
             D's shortcuts are sums that nothing limits.
     Proved: tests/test_import_checkpoint.py::test_what_was_cut_off_is_cut_off_here
     """
@@ -767,7 +768,7 @@ def as_checkpoint(imported):
                   for make in (models.make_generator, models.make_discriminator)]
     initial, nimg, now, phase, alpha = where_it_stood(settings["resolution"], imported.lod)
     # [MACHINE] The paper's options are for one GPU with 11 GB or more. Less memory, when resuming:
-    #           --batch 4:64,64:16,128:8,256:4,512:2. Every other option can be given there, too.
+    #           --batch 4:64,64:16,128:8,256:4,512:2. Others, but not the network's shape, too.
     situation = "your pictures on a GPU"
     run = {**options.ALWAYS, **options.PRESETS[situation]}
     if settings["architecture"] == "stylegan2":

@@ -19,8 +19,8 @@ The first term sees pixels. Alone it is content with a blurred face, since every
 wrong place costs twice. The second is a distance between what a network sees in both, LPIPS for
 instance (workshop/features.py). Abdal et al. use both kinds together, too.
 
-How near one gets tells something about the network. One w for all layers can only make what the
-network would make anyway: if the result is a face, but another one, then the photograph lies
+How near one gets tells something about the network. One w for all layers makes little that the
+network would not make anyway: if the result is a face, but another one, then the photograph lies
 outside of what was learned, or the way there led into a valley. (For StyleGAN2 the way is easier.
 Its paper finds the network's own pictures again much more surely than those of StyleGAN: section 5,
 figure 10.) A w for each layer (--per-layer, "W+" in the paper) comes much nearer, also to pictures
@@ -183,7 +183,7 @@ def search(G, resolution, alpha, target, steps, learning_rate=0.1, per_layer=Fal
 
     How:    Adam, from w_avg, on one w for all layers or on one for each. The weights of the network
             stay as they are. losses[k] is that after k steps, the last included. A generator, so
-            that who asks for the next step may also stop asking (explore.py).
+            that the caller may also stop asking (explore.py).
     Shapes: w [1 or L, S]. Yields steps + 1 times.
     Units:  learning_rate is in typical deviations of one number of w (`spread_of_w` / sqrt(S)), so
             that it means the same for all networks.

@@ -56,7 +56,7 @@ def plan(scale, donor):
         return f"{amount * scale:.12g}"
 
     def train(name, resolution, total, seed, converted=None):
-        # The phases of the default run: 16 px are finished, and 32 px begin, at 100 kimg.
+        # Twice the phases of the default run: 16 px are finished, and 32 px begin, at 100 kimg.
         begin = ["--resume", converted] if converted else [
             "--resolution", resolution, "--seed", seed, "--fade-kimg", kimg(15),
             "--learning-rate", "0.003",                        # the default's, when it was measured
@@ -106,7 +106,8 @@ def start(name, command):
     checkpoint = Path(name, "checkpoint.pt")
     if checkpoint.exists():
         first = [str(word).startswith("--") for word in command].index(True)
-        command = [*command[:first], "--resume", checkpoint, "--device", "cpu"]
+        device = command[command.index("--device") + 1]
+        command = [*command[:first], "--resume", checkpoint, "--device", device]
     else:
         shutil.rmtree(name, ignore_errors=True)        # a run stopped before its first checkpoint
     # One thread each, so that a number does not depend on how many run side by side.

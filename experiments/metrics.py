@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import evaluate
 import stylegan_dataloader as data
-from workshop import features, machine, painted_faces
+from workshop import features, machine, options, painted_faces
 
 RESOLUTION = 64
 
@@ -85,16 +85,17 @@ def speed(network, n):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.OneLineParser(prog="metrics.py", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("damage", "speed"))
-    parser.add_argument("--images", metavar="N", type=int, default=500)
+    parser.add_argument("--images", metavar="N", type=options.number_from(100), default=500)
     parser.add_argument("--features", metavar="NETWORK", default="efficientnet-lite0")
     parser.add_argument("--device", metavar="NAME")
     o = parser.parse_args(argv)
     network = features.load_features(o.features, machine.pick_device(o.device))
     (damage if o.what == "damage" else speed)(network, o.images)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    options.start(main, "metrics.py", "stopped")

@@ -167,7 +167,7 @@ def without(row):
 
 
 def run(row, words, minutes):
-    """train.py. Returns [(which, minutes, G_ema, resolution, alpha, nimg)] at both ends.
+    """train.py. Returns ([(which, minutes, G_ema, resolution, alpha, nimg)], pictures).
 
     Proved: tests/test_table1.py::test_a_run_is_judged_after_its_minutes_and_after_its_images
     """

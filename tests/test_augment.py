@@ -6,6 +6,8 @@ strength that does not follow D, frozen layers that learn. Nothing of it is an e
 see; the pictures are only worse.
 """
 
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ import augment
 import stylegan_losses as losses
 import tiny
 import train
+from conftest import ROOT
 from workshop import UserError, machine, options, variety
 
 
@@ -198,6 +201,14 @@ def test_by_heart_takes_both_surety_and_repetition():
     assert not variety.is_by_heart(0.85, 150) and not variety.is_by_heart(0.6, 400)
 
 
+@pytest.mark.parametrize("asked, said", [
+    ("off", "pictures, or --augment adaptive; or"), ("adaptive", "pictures; or"),
+    (0.5, "pictures, or --augment above 0.5; or"), (0.8, "pictures; or"), (1.0, "pictures; or")])
+def test_what_is_advised_can_be_typed_and_does_not_leak(asked, said):
+    o = types.SimpleNamespace(augment=asked, resolution=64)
+    assert f"To try: more {said} go on" in variety.by_heart(0.9, 400, o)
+
+
 @pytest.mark.parametrize("words, message", [
     (["--augment", "2"], "is none of off, adaptive, and a number from 0 to 1"),
     (["--augment", "strong"], "is none of off, adaptive, and a number from 0 to 1"),
@@ -206,6 +217,20 @@ def test_bad_use_gets_one_sentence(words, message, capsys):
     with pytest.raises((SystemExit, UserError)) as caught:
         options.complete_options(options.parse_args(words), torch.device("cpu"))
     assert message in capsys.readouterr().err + str(caught.value)
+
+
+def test_layers_that_have_not_learned_yet_are_not_frozen(tmp_path, monkeypatch):
+    """Lesson: a run that is still small has its last layers already, as they were drawn."""
+    monkeypatch.chdir(tmp_path)
+    photos = tiny.save_pictures(tmp_path / "photos", 8)
+    kept = torch.load(ROOT / "tests" / "data" / "format1.pt", weights_only=True)
+    words = ["--resume", "young.pt", "--data", str(photos), "--total-kimg", "9", "--freeze-d", "8"]
+    torch.save(kept, "young.pt")
+    with pytest.raises(UserError, match="D has not grown to 8 px yet"):
+        options.read(words)
+    kept["progress"].update(resolution=8, phase="stabilize")               # control
+    torch.save(kept, "young.pt")
+    assert options.read(words)[0].freeze_d == 8
 
 
 @pytest.mark.slow

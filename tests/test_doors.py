@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -54,7 +55,10 @@ def run(request, tmp_path_factory):
             tensor.normal_(generator=torch.Generator().manual_seed(len(name)))
     torch.save(checkpoint, path)
     numbers = ({"metric": "FD-x", "value": 12.5, "nimg": checkpoint["progress"]["nimg"]},
-               {"metric": "FD-y", "value": 99.5, "nimg": 1})
+               {"metric": "FD-y", "value": 99.5, "nimg": 1},
+               {"metric": "FD-z", "value": 99.5, "nimg": checkpoint["progress"]["nimg"],
+                "resolution": 8},                              # a smaller one, before morph.py
+               {"nimg": checkpoint["progress"]["nimg"], "note": "the user's own"})
     (path.parent / "metrics.jsonl").write_text("".join(json.dumps(n) + "\n" for n in numbers))
     return path.parent
 
@@ -123,6 +127,21 @@ def test_the_card_says_what_is_known(run, tmp_path, capsys):
                            (["--onnx", "net.pt"], "the name must end in .onnx")):
         code, line = refused(generate.main, [run / "checkpoint.pt", "export", *words], capsys)
         assert code == 2 and message in line, line
+
+
+def test_a_block_that_is_young_is_not_exported_as_a_grown_one(tmp_path, capsys):
+    """Lesson: in the middle of morphing the same weights make other pictures, and the names and
+    numbers of a .safetensors cannot say so. A graph can."""
+    pytest.importorskip("safetensors")
+    small = tmp_path / "checkpoint.pt"
+    shutil.copy(ROOT / "tests" / "data" / "format1.pt", small)
+    young = tmp_path / "young.pt"
+    assert morph.main([str(small), "--out", str(young)]) == 0
+    words = ["export", "--safetensors", tmp_path / "a.safetensors"]
+    code, line = refused(generate.main, [young, *words], capsys)
+    assert code == 2 and "in the middle of morphing, alpha 0.00" in line
+    assert not list(tmp_path.glob("a.*"))
+    assert generate.main([str(small), *map(str, words)]) == 0  # control
 
 
 # ---- 3. the notebook -------------------------------------------------------------------------

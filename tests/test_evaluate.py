@@ -542,7 +542,8 @@ def test_only_inception_gives_a_fid():
 
 def test_real_features_are_cached_by_content_and_options(tmp_path):
     """Lesson: the second evaluation computes only the fakes. Another picture, size, number, seed,
-    flip or network is another question; a damaged file is no answer."""
+    flip or network is another question, and so is another size at which all were packed; a damaged
+    file is no answer."""
     for k in range(12):
         picture = np.zeros((16, 16, 3), np.uint8)
         picture[:, :8, 0] = 20 * k                             # left and right differ: flips show
@@ -553,9 +554,9 @@ def test_real_features_are_cached_by_content_and_options(tmp_path):
         calls.append(len(images))
         return mean_colours(images)
 
-    def features_of(resolution=8, seed=0, network="a", n=10, flip=True):
+    def features_of(resolution=8, seed=0, network="a", n=10, flip=True, packed=16):
         source = pictures.find_pictures(tmp_path)
-        folder = pictures.pack_pictures(source, 16, tmp_path / "packed", report=str)
+        folder = pictures.pack_pictures(source, packed, tmp_path / "packed", report=str)
         dataset = data.PictureDataset(folder, source, resolution, seed, flip)
         one = PIXELS._replace(compute=compute, describe={"features": network})
         return measuring.real_features(one, dataset, n, 32, CPU, 1.0, tmp_path / "kept")
@@ -565,7 +566,7 @@ def test_real_features_are_cached_by_content_and_options(tmp_path):
     assert torch.equal(features_of(), first)
     assert sum(calls) == 10
     for other in (dict(seed=1), dict(resolution=16), dict(n=11), dict(network="b"),
-                  dict(flip=False)):
+                  dict(flip=False), dict(packed=8)):
         before, found = sum(calls), features_of(**other)
         assert sum(calls) > before, other
         if "seed" in other or "flip" in other:                 # and the answer is another
@@ -932,7 +933,7 @@ def test_no_picture_that_was_trained_on_is_taken_for_unseen():
     # The same again, with new times.
     adversary, test, which = measuring.find_parts(held_out, 500, copied, then)
     assert np.array_equal(adversary, parts["adversary"]) and np.array_equal(test, parts["test"])
-    with pytest.raises(UserError, match="trained on all of its pictures"):
+    with pytest.raises(UserError, match="trained on all of these pictures"):
         measuring.find_parts(whole, 500, copied, then)
     # In another order, with 40 new ones between them.
     mixed = torch.cat([then[250:], torch.arange(40), then[:250]])
@@ -944,7 +945,7 @@ def test_no_picture_that_was_trained_on_is_taken_for_unseen():
         assert abs(len(adversary) - len(test)) <= 1 and not set(adversary) & set(test)
         assert which == (f"{len(unseen)} of new times (the other {540 - len(unseen)} of 540 were "
                          f"trained on)")
-    with pytest.raises(UserError, match="trained on all of its pictures"):
+    with pytest.raises(UserError, match="trained on all of these pictures"):
         measuring.find_parts(whole, 250, copied, then[250:])
     # Earlier versions.
     for old_split in (None, split):
@@ -1045,7 +1046,7 @@ def test_what_can_be_refused_is_refused_before_pictures_are_packed(tmp_path, cap
     for model, arguments, message in (
             (path, ["--metrics", "kid", "--images", 5, "--features", "pixels"], "kid: needs 100"),
             (looking, ["--metrics", "duality_gap"], "holds no discriminator"),
-            (seen, ["--metrics", "duality_gap"], "trained on all of its pictures"),
+            (seen, ["--metrics", "duality_gap"], "trained on all of these pictures"),
             (path, ["--metrics", "fid", "--features", wide], "76800 features, and the limit"),
             (path, ["--metrics", "inception_score", "--features", "pixels"], "names objects"),
             (path, ["--metrics", "ppl,kid", "--ppl-crop", "--weights", "x"], "no such file"),

@@ -1,6 +1,7 @@
 """experiments/: what is run by hand for an hour should not fail at its last command."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +106,22 @@ def test_every_command_of_an_experiment_can_be_typed(plan):
     assert typed == len(jobs) > 8
     with pytest.raises(SystemExit):                            # control
         options.parse_args(["--fade-kilo", "1"])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_job_that_was_stopped_goes_on_where_it_was(device, tmp_path, monkeypatch):
+    """Lesson: the options are in the checkpoint, but the device is asked for anew. A run of a GPU
+    that went on on the CPU would stand in the table as if nothing had been."""
+    typed = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(convert.subprocess, "Popen", lambda words, **_: typed.append(words[2:]))
+    command = ["train.py", "--seed", 3, "--device", device, "--out", "off-3"]
+    convert.start("off-3", command)
+    assert typed.pop() == [str(word) for word in command[1:]]  # control: begun anew
+    (tmp_path / "off-3").mkdir()
+    (tmp_path / "off-3" / "checkpoint.pt").touch()
+    convert.start("off-3", command)
+    assert typed.pop() == ["--resume", str(Path("off-3", "checkpoint.pt")), "--device", device]
 
 
 @pytest.mark.slow

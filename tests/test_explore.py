@@ -341,11 +341,11 @@ def test_a_group_that_a_small_network_has_not(network, monkeypatch):
 
 
 @pytest.mark.parametrize("changed, says", [
-    (dict(seed="five"), "seed: 'five' is not a number"),
+    (dict(seed="five"), "seed: 'five' is not a whole number"),
     (dict(seed="-1"), "seed: -1 must be from 0"),
     (dict(seed=str(2 ** 32)), "must be from 0 to 4"),
-    (dict(seed=""), "seed: '' is not a number"),
-    (dict(seed="9" * 5000), "is not a number|must be"),
+    (dict(seed=""), "seed: '' is not a whole number"),
+    (dict(seed="9" * 5000), "is not a whole number|must be"),
     (dict(psi="much"), "psi: 'much' is not"),
     (dict(psi=float("nan")), "psi: nan must be"),
     (dict(psi=3), "psi: 3 must be from -1 to 2"),
@@ -466,6 +466,18 @@ def test_what_nobody_asked_for_is_switched_off():
     assert asked["auth"] is None and asked["server_name"] == "127.0.0.1"
     known = inspect.signature(page.import_gradio().Blocks.launch).parameters
     assert set(asked) <= set(known)                            # control: gradio has such switches
+
+
+@needs_gradio
+def test_a_host_that_is_not_this_machine_is_said_at_once():
+    """Lesson: gradio would look for a free port, 5 seconds for each of 100, and then blame them."""
+    started = time.monotonic()
+    for host in ("203.0.113.9", "no such name"):               # TEST-NET-3: nobody's
+        with pytest.raises(UserError, match=f"--host {host}: is no address of this machine"):
+            page.launch(None, host, None, "password", False)
+    assert time.monotonic() - started < 20
+    with pytest.raises(AttributeError):                        # control: it comes to the page
+        page.launch(None, "127.0.0.1", None, "password", False)
 
 
 @needs_gradio

@@ -41,6 +41,24 @@ def test_a_device_that_cannot_compute_is_refused():
             machine.pick_device(name)
 
 
+@pytest.mark.parametrize("typed", [None, "cuda", "cuda:3"])
+def test_each_process_asks_for_its_own_gpu_alone(typed, monkeypatch):
+    """Lesson: a tensor on a GPU costs some hundred MB there, for as long as the process lives. Eight
+    processes that look at the first GPU first take them eight times."""
+    asked = []
+    monkeypatch.setattr(machine, "pick_device", lambda name: asked.append(name) or torch.device(
+        name or "cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    machine.device_of_this_process(typed)
+    assert asked == [typed]                                    # control: without torchrun
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert machine.device_of_this_process(typed) == torch.device("cuda:5")
+    assert asked == [typed, "cuda:5"]
+    with pytest.raises(UserError, match="torchrun needs CUDA or a CPU"):
+        machine.device_of_this_process("mps")
+
+
 def test_images_lie_channels_last_but_not_on_mps():
     """Lesson: a pixel's channels beside each other, where nobody has seen that go wrong."""
     assert machine.memory_format(torch.device("cpu")) == torch.channels_last

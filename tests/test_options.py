@@ -12,7 +12,7 @@ import torch
 import morph
 import train
 from conftest import ROOT, refused
-from workshop import UserError, machine, options
+from workshop import UserError, checkpoints, machine, options
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -124,14 +124,14 @@ def test_a_bug_shows_its_traceback(error):
 
 @pytest.mark.parametrize("typed, message", [
     (["--resolution", "48"], "--resolution: the resolution must be a power of two"),
-    (["--resolution", "big"], "'big' is not a number"),
+    (["--resolution", "big"], "'big' is not a whole number"),
     (["--resolution", "16", "--initial-resolution", "32"], "is larger than --resolution 16"),
     (["--batch", "0"], "--batch 0 is too small"),
     (["--total-kimg", "0.0004"], "--total-kimg 0.0004 is too small"),
     (["--evaluate-kimg", "0"], "--evaluate-kimg 0 is too small"),
-    (["--samples-kimg", "inf"], "inf must be a number, 0 or more"),
+    (["--samples-kimg", "inf"], "inf must be from 0 to 1e+12"),
     (["--data", ""], "--data: an empty path"),
-    (["--batch", "4:8;16:4"], "neither a number nor a table"),
+    (["--batch", "4:8;16:4"], "neither a whole number nor a table"),
     (["--batch", "9", "--accumulate", "2"], "--batch 9 at 4 px cannot be divided by 1 processes"),
     (["--precision", "fp8"], "invalid choice: 'fp8'"),
     (["--precision", "fp16"], "invalid choice: 'fp16'"),
@@ -141,7 +141,7 @@ def test_a_bug_shows_its_traceback(error):
     (["--architecture", "stylegan2", "--growth", "morph"], "stylegan2 does not grow"),
     (["--architecture", "stylegan2", "--initial-resolution", "8"], "stylegan2 does not grow"),
     (["--path-weight", "2"], "--path-weight is for --architecture stylegan2"),
-    (["--path-interval", "0"], "0 must be a number, 1 or more"),
+    (["--path-interval", "0"], "0 must be from 1 to 1e+09"),
     (["--timeout-minutes", "0"], "0 must be from 0.05 to 1e+06"),
     (["--speed", "9"], "unrecognized arguments"),
     (["--data", "no/such/place"], "no/such/place: no such folder or .zip"),
@@ -164,9 +164,24 @@ def test_options_may_stand_in_a_file(tmp_path):
     """Lesson: any number on a line, comments, quotes; a backslash is a backslash (Windows)."""
     (tmp_path / "photos.txt").write_text(
         "# my photos\n--data 'C:\\Users\\me\\my photos#1'  # trailing\n\n"
-        "--batch 4:8,8:4 --no-flip\n")
+        "--batch 4:8,8:4 --no-flip\n--cache 'my cache #2'  # it's mine\n")
     assert options.parse_args([f"@{tmp_path / 'photos.txt'}", "--seed", "3"]) == {
-        "data": "C:\\Users\\me\\my photos#1", "batch": {4: 8, 8: 4}, "no_flip": True, "seed": 3}
+        "data": "C:\\Users\\me\\my photos#1", "batch": {4: 8, 8: 4}, "no_flip": True, "seed": 3,
+        "cache": "my cache #2"}
+
+
+@pytest.mark.parametrize("option, largest", [
+    ("--seed", 2 ** 62), ("--workers", 1024), ("--styles-to-mix", 1000), ("--total-kimg", 1e12),
+    ("--tick-kimg", 1e12), ("--evaluate-kimg", 1e12), ("--path-weight", 1e12),
+    ("--r1-interval", 10 ** 9), ("--mapping-dim", 10 ** 9), ("--evaluate-images", 10 ** 9)])
+def test_what_can_be_typed_can_be_read_again(option, largest, capsys):
+    """Lesson: a reader of files from strangers believes no number without a bound. What is typed
+    stands in such a file a day later, so the same bounds hold, and hold before the day."""
+    (name, value), = options.parse_args([option, str(largest)]).items()
+    assert value == largest and checkpoints.OPTIONS[name](value)
+    with pytest.raises(SystemExit):
+        options.parse_args([option, str(2 * largest)])
+    assert "must be from" in capsys.readouterr().err
 
 
 SITUATIONS = [({}, CPU), ({}, GPU), ({"data": "x"}, CPU), ({"data": "x"}, GPU)]

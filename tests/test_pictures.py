@@ -887,7 +887,7 @@ class OnlyRandom:
 def test_a_face_needs_only_what_python_promises(monkeypatch):
     """Lesson: Python promises the sequence of `random.random` for a seed, and of nothing else in
     there ("Notes on Reproducibility"); Pillow draws polygons differently from version to version.
-    So faces use neither: a data set must not change when a machine is updated."""
+    So faces do not ask for either: a data set must not change when a machine is updated."""
     before = [pictures.paint_face(n, 32).tobytes() for n in range(20)]
 
     def forbidden(*args, **kwargs):

@@ -83,6 +83,8 @@ def test_frames_are_where_they_should_be_and_stand_where_they_hold(one_way, hold
     assert last == t[-1]
     with pytest.raises(UserError, match="--hold 20: too long"):
         video.times(torch.zeros(1), 40, 4, one_way, 20)
+    with pytest.raises(UserError, match="--hold 9: too long, with 1 faces"):
+        video.times(torch.zeros(1), 10, 1, True, 9)            # all of it, standing still: 0 / 0
 
 
 def test_a_grid_has_its_tiles_row_by_row():

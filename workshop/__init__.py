@@ -1,8 +1,8 @@
 """The workshop: what the scripts upstairs need and the papers do not speak of.
 
 One looks things up here; nobody has to read it in order. Beside each call that comes down here, one
-sentence says enough to read on. Of the scripts only the networks and the loader are imported here,
-and evaluate.py, by the one function in run.py that needs it.
+sentence says enough to read on. Of the scripts, files here import only the networks, the loader and
+augment.py; and run.py imports evaluate.py, where it measures.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def naming(path, temporary=None):
 
 
 def check_writable(path, option="--out"):
-    """Refuse a path where nothing can be written, before hours go into what would be.
+    """Refuse a path that cannot be written, before hours are spent on what would go there.
 
     Of its folders some may be missing; they would be made. (A network's disk may still say no.)
     Errors: UserError.

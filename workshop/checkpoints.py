@@ -239,8 +239,9 @@ def check_kind(checkpoint):
 # ---- 5. The tensors --------------------------------------------------------------------------
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-# One stored number may stand for many, and one storage for many tensors. Ours are all their own,
-# but for new blocks, which convert_resolution.py gives to G and to its average.
+# Times the size of its file that networks may take, as float32. One stored number may stand for
+# many, and one storage for many tensors; of ours, only new blocks are shared, by G and its average
+# (convert_resolution.py).
 # Proved: tests/test_checkpoints.py::test_one_storage_for_a_whole_network_is_refused
 MOST_GROWTH = 4
 

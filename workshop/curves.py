@@ -1,6 +1,6 @@
 """curves.py: the lines of metrics.jsonl: kept, shown as text, drawn as curves.   (workshop)
 
-Used by: evaluate.py.
+Used by: evaluate.py, and run.py, which writes log.jsonl with it.
 Needs:   matplotlib, for drawing only: pip install -r requirements-extra.txt. Importing this file
          reads no file, no argv, no clock.
 """

@@ -108,6 +108,9 @@ def save_safetensors(model, settings, path):
 def write_network(model, o):
     """The files that were asked for, each whole or not there, and their cards."""
     from workshop.figures import written
+    if o.safetensors and model.growing.startswith("morphing"):
+        raise UserError(f"--safetensors: {o.model} is in the middle of {model.growing}, which its "
+                        f"weights do not say; --onnx holds it, or train on until it has settled")
     checkpoint = checkpoints.load_checkpoint(o.model)
     settings = {"architecture": checkpoint["architecture"], **checkpoint["settings"]}
     for path in o.files:
@@ -136,14 +139,16 @@ def card(path, source, model, settings, checkpoint):
     else:
         facts.append(("pictures", "unknown: imported. Its licence is that of the file it came from "
                       "(NVIDIA's networks: non-commercial)"))
-    if model.alpha < 1:
-        facts.append(("unfinished", f"the newest block is there to {model.alpha:.2f}"))
+    if model.growing:
+        facts.append(("unfinished", f"the newest block is {model.growing}"))
     facts += [("settings", ", ".join(f"{key} {value}" for key, value in settings.items())),
               ("made from", f"{pathlib.Path(source).name}, the average of G")]
     lines = [f"# {path.name}", "", *(f"- **{name}**: {value}" for name, value in facts)]
     records = {record["metric"]: record for record in curves.read_lines(
         pathlib.Path(source).parent / "metrics.jsonl")
-        if record["nimg"] == progress.get("nimg") and record.get("psi", 1.0) == 1.0}
+        if record["nimg"] == progress.get("nimg") and record.get("psi", 1.0) == 1.0
+        and record.get("resolution", model.resolution) == model.resolution
+        and {"metric", "value"} <= set(record)}
     if records:
         lines += ["", "| measured | value | images |", "|---|---|---|", *(
             f"| {name} | {record['value']:.4g} | {record.get('generated', '')} |"

@@ -67,8 +67,8 @@ def face_options(usual, letter="", of=""):
                        type=seeds_from, help=f"0-63 or 1,5,9-12{of} (default {usual})")
     group.add_argument(*["--w"] * (letter != "b"), *[f"--w{end}"] * (letter != ""),
                        metavar="FILE", dest=f"faces{name}", action="extend", nargs="+",
-                       type=pathlib.Path, help="faces that project.py found, instead of seeds or "
-                       "beside them")
+                       type=pathlib.Path, help="faces of project.py or explore.py, instead of "
+                       "seeds or beside them")
     group.set_defaults(**{f"usual{name}": seeds_from(usual)})
     return group
 
@@ -123,13 +123,14 @@ def grid_from(text):
     """ "4x2" -> (4, 2), for argparse."""
     match = re.fullmatch(r"(\d{1,2})x(\d{1,2})", text, re.ASCII)
     if not match or "0" in (match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no columns x rows like 4x2")
+        raise argparse.ArgumentTypeError(f"{text!r} is not columns x rows, each from 1 to 99, "
+                                         f"like 4x2")
     return int(match[1]), int(match[2])
 
 
 # ---- 3. What all figures ask for -------------------------------------------------------------
 #
-# Groups of options, as parents of the parsers of the WHATs of generate.py that take them.
+# Groups of options. Each WHAT of generate.py (samples, mixing, ..) has those as parents it needs.
 
 
 def out_options(default, suffixes):
@@ -166,12 +167,13 @@ def truncation_options(psi=True):
 
 
 def noise_options(*choices):
-    """--noise and --seed, as far as there is a choice. The first choice is the default."""
+    """--noise-strength, and --noise and --seed where there is a choice (default: the first)."""
     group = argparse.ArgumentParser(add_help=False)
     if len(choices) > 1:
         group.add_argument("--noise", choices=choices,
                            help="const: the maps stored with the network; none" +
-                           ("; random: each face its own" if "random" in choices else ""))
+                           ("; random: each face its own" if "random" in choices else "")
+                           + f" (default {choices[0]})")
     if "random" in choices:
         group.add_argument("--seed", metavar="N", type=number_from(0, int, 2 ** 32 - 1),
                            default=0, help="of the random noise (default 0)")

@@ -6,8 +6,8 @@ Letters: N images in the batch; C channels (I in, O out of a convolution); H, W 
          pixels; k side of a convolution kernel.
 
 Everything here could be left to autograd. It would compute the same, in more time and memory: R1
-differentiates a gradient, and autograd takes the general road for that. Each function has a judge
-in the tests that is autograd itself, for the first derivative and for the second.
+differentiates a gradient, and autograd takes the general road for that. Each gradient has a judge
+in the tests, autograd or finite differences; so has each second one, which AdaIN refuses to have.
 
   1. leaky_relu, noise   one keeps its result only; the other adds in one pass
   2. convolve            all of whose derivatives are convolutions
@@ -35,8 +35,8 @@ class _LeakyReLU(torch.autograd.Function):
     the input of the next layer.
     Away from 0 the slope does not change with x. So the second derivative, which R1 asks for, is
     zero, and none is computed here. Autograd's own leaky ReLU gives an image full of zeros.
-    In place, the gain needs no second image. But torch.compile of 2.11 gives a result that was
-    changed in place the gradient 0, without a word.
+    Multiplied in place, the gain needs no second image. But there torch.compile of 2.11 made the
+    gradient 0, without a word.
     Proved: tests/test_fast_gradients.py::test_leaky_relu_keeps_its_result_and_makes_no_zeros,
             tests/test_machine.py::test_compiled_networks_have_the_same_gradients
     """
@@ -200,8 +200,8 @@ def input_gradients_only():
             drops what it does not need of its own functions; of ours it would compute the weights'
             gradients too, and throw them away.
     Trap:   a kernel may be made of an input. StyleGAN2 can multiply its kernels by a style, and
-            then path length is the gradient that flows THROUGH the kernel. So only stored weights
-            are spared, those that were computed from nothing.
+            then path length is the gradient that flows THROUGH the kernel. So only kernels that
+            are stored weights are spared; a turned weight, where G doubles, is not such a one.
             Proved: tests/test_fast_gradients.py::test_a_kernel_made_of_an_input_keeps_its_gradient
     """
     _Convolution.input_gradients_only = True
@@ -249,8 +249,8 @@ def kept_kernel(taps, x, odd=False):
 def filtered(x, taps, border, odd):
     """A depthwise convolution. odd: by a kernel of an odd side, one larger, with the same result.
 
-    The zeros stand before the other taps, and there is one more zero of border to stand on. After
-    the last result comes one that nobody wants.
+    The odd kernel begins with a row and a column of zeros, so the border has one zero more. The
+    result then has a row and a column too many at its end, which are cut off.
     [MACHINE] One H100, torch 2.11, [16, 64, 256, 256]: a kernel of 2x2 takes 2.4 ms, this way 0.4
               (bfloat16 2.3 and 0.3), one of 4x4 5.5 and 0.7; a 3x3 takes 0.2. So even sides are
               slow there (docs/results.md, "On a GPU"). On a CPU the even one is the faster.
@@ -357,8 +357,8 @@ def normalize_and_style(x, scale, shift):
     Proved: tests/test_fast_gradients.py::test_adain_and_its_gradient_against_autograd,
             ::test_adain_adds_up_pixels_in_float32_also_for_bfloat16
     """
-    # The last step stands out here. Within, when it had nothing to do, torch.compile of 2.11 made
-    # all gradients 0 (tests/test_machine.py::test_compiled_networks_have_the_same_gradients).
+    # The last step, .to(x.dtype), is outside. Inside, where it had nothing to do, torch.compile of
+    # 2.11 made all gradients 0 (test_machine.py::test_compiled_networks_have_the_same_gradients).
     return _NormalizeAndStyle.apply(x, scale, shift).to(x.dtype)
 
 

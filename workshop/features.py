@@ -33,7 +33,7 @@ from workshop import UserError, machine
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 LPIPS = ("weights-vgg16-lpips.pth", "vgg16-397923af.pth")
 RELEASE = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-SMALLEST_LPIPS = 16           # pixels a side: VGG16 halves its pictures four times
+SMALLEST_LPIPS = 16           # pixels a side: where LPIPS ends, VGG16 has halved them four times
 
 
 class Features(NamedTuple):

@@ -114,8 +114,8 @@ class Row(NamedTuple):
 def check_figure(path, rows, columns, side, captions=1):
     """Refuse a figure that memory or its format cannot hold, before hours go into it.
 
-    How:    by a bound from above, since its texts are not known yet. captions: how many of its rows
-            have captions. A figure within a few hundred pixels of the limit is refused as well.
+    How:    by a bound from above, since its texts are not known yet: up to some hundreds of pixels
+            too large, and 12 more a row. captions: how many of its rows have captions.
     Proved: tests/test_figures.py::test_limits_are_known_before_the_first_image,
             tests/test_generate.py::test_figures_are_no_larger_than_was_checked
     """
@@ -127,7 +127,7 @@ def check_figure(path, rows, columns, side, captions=1):
                         f"{height} pixels large, and a {path.suffix} holds {most} a side; choose "
                         f"a .png, or ask for fewer")
     if width * height > MOST_PIXELS:
-        raise UserError(f"a figure of {rows} x {columns} tiles of {side} px has "
+        raise UserError(f"a figure of {rows} x {columns} tiles of {side} px has up to "
                         f"{width * height / 1e6:.0f} million pixels, and the limit is "
                         f"{MOST_PIXELS / 1e6:.0f}; ask for fewer")
     return width, height

@@ -235,7 +235,7 @@ def items_of(value):
 def networks_in(value):
     """(its `Program`, [state dict or None for each of the average of G, G, D]), or None.
 
-    A state dict is {their name: note}. What is a generator and nothing else is the one to look at.
+    A state dict is {their name: note}. A generator without its average counts as the average.
     Proved: tests/test_import_others.py::test_a_generator_alone_is_for_looking
     """
     outer = items_of(value)
@@ -353,8 +353,8 @@ def check_filter(name, stored, how):
                          f"this program has")
 
 
-# How many z the mean of w is taken over where a file has none: it is then within 1 % of the spread
-# of w. Drawn with a fixed seed, so that the same file always becomes the same checkpoint.
+# How many z the mean of w is taken over where a file has none: it is then off by about 1 % of the
+# spread of w. Drawn with a fixed seed, so that the same file always becomes the same checkpoint.
 AVERAGED = 10_000
 
 

@@ -1,6 +1,6 @@
 """machine.py: devices, precision, memory, compiled programs, several processes, seeds.   (workshop)
 
-Used by: all scripts. Nothing here knows what a StyleGAN is.
+Used by: all scripts. Only part 2 knows what a StyleGAN is.
 Needs:   torch, numpy. Importing this file reads no file, no argv, no clock.
 
   1. the device       which one, how a network lies in its memory, how many cores there are
@@ -91,7 +91,8 @@ def send(tensor, device):
 def cores():
     """How many CPU cores this process may use, which in a container is less than there are.
 
-    [MACHINE] Linux: the cores it is bound to, and the quota of its control group; elsewhere all.
+    [MACHINE] Linux: the cores it is bound to, and a quota in /sys/fs/cgroup/cpu.max (a container
+              with cgroup version 2); elsewhere all.
     Proved: tests/test_machine.py::test_cores_are_those_the_process_may_use
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -110,14 +111,11 @@ def keep_freed_memory():
             makes and drops a few hundred large tensors, and each would be emptied anew.
     How:    two settings of glibc: large blocks come from the heap, too, and not one by one from the
             system, to which they would go back (M_MMAP_MAX 0); and the heap is never trimmed
-            (M_TRIM_THRESHOLD -1, which glibc documents as "off"). PyTorch is told to ask for huge
-            pages (MADV_HUGEPAGE) for tensors of 2 MB and more. That does nothing where
-            /sys/kernel/mm/transparent_hugepage/enabled says "never".
+            (M_TRIM_THRESHOLD -1, which glibc documents as "off").
     [MACHINE] Linux with glibc: experiments/benchmark.py memory measures time and memory with and
               without. What is kept is kept until the end of the run. Elsewhere nothing is done.
     Proved: tests/test_machine.py::test_freed_memory_is_kept
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")         # read at the first large tensor
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: 0)
         mallopt(-4, 0)                                         # M_MMAP_MAX
@@ -328,7 +326,7 @@ class Team:
 
     @torch.no_grad()
     def share_weights(self, *networks):
-        """Give all processes the weights of the first: machines may round otherwise."""
+        """Give all processes the weights of the first: other machines may round differently."""
         if dist.is_initialized():
             for network in networks:
                 _in_one_message(list(network.parameters()), lambda flat: dist.broadcast(flat, 0))
@@ -357,9 +355,9 @@ def _in_one_message(tensors, send):
 def join(device, minutes):
     """Meet the other processes of torchrun, if there are any. Returns the `Team`.
 
-    minutes: --timeout-minutes. For the group itself the limit is days: it would hold for every
-    step, and in one of them the others wait for a process that packs pictures, or measures. Whether
-    that one works or is dead is what `listen` finds out.
+    minutes: --timeout-minutes. The group itself gets days, since its limit holds for every step,
+    and in some steps the others wait while one process packs pictures or measures. `listen` finds
+    out whether that process still works.
     """
     team = Team(device)
     if team.processes > 1:
@@ -476,12 +474,14 @@ def launcher():
 
 def device_of_this_process(name):
     """`pick_device`, but under torchrun each process of a machine gets a GPU of its own."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return pick_device(name)
+    if (name or "cuda").startswith("cuda") and torch.cuda.is_available():
+        # At once: each that looked at the first GPU before would hold some of its memory.
+        return pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
     device = pick_device(name)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        if device.type not in ("cpu", "cuda"):
-            raise UserError(f"--device {device}: torchrun needs CUDA or a CPU")
-        if device.type == "cuda":
-            device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    if device.type != "cpu":
+        raise UserError(f"--device {device}: torchrun needs CUDA or a CPU")
     return device
 
 
@@ -527,8 +527,8 @@ def draw_z(seed, step, team, shape):
     Shapes: shape (2, N, K, latent) with N of the whole batch -> [2, N / processes, K, latent].
     Proved: tests/test_machine.py::test_z_and_the_noise_of_each_process_are_different_numbers
     """
-    # Number 0 is for z, the processes count from 1. (A shorter list would not do for z: numpy takes
-    # [seed, step] for [seed, step, 0], and z would be the numbers of the first one's noise.)
+    # Number 0 is for z; the processes count from 1. (Ranks from 0, with [seed, step] for z, would
+    # give z the numbers of the first one's noise: numpy takes [seed, step] for [seed, step, 0].)
     latents, noise = (
         int(np.random.SeedSequence([seed, step, which]).generate_state(1, np.uint64)[0])
         for which in (0, 1 + team.rank))
@@ -613,13 +613,13 @@ def peak_memory_mb(device):
         return torch.mps.driver_allocated_memory() / 1e6
     try:
         status = pathlib.Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e3
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
     except (OSError, TypeError):                       # not Linux
         pass
     if resource is None:
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB, but bytes on macOS
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 # ---- 6. Other processes ----------------------------------------------------------------------

@@ -180,7 +180,7 @@ def find_source(path, checkpoint, typed=None):
 
 
 TRAINED_ON_ALL = (
-    "duality_gap: this run was trained on all of its pictures, and the gap has to be measured on "
+    "duality_gap: this run was trained on all of these pictures, and the gap has to be measured on "
     "others: --data another folder, which is cut in two, or train with --evaluate-kimg, which "
     "holds two tenths out")
 
@@ -248,8 +248,10 @@ def real_features(features, dataset, n, batch, device, alpha, cache):
     [MACHINE] 4 n F bytes on the disk: 400 MB for 50,000 pictures and Inception.
     Proved: tests/test_evaluate.py::test_real_features_are_cached_by_content_and_options
     """
-    question = [2, dataset.source.stamp, dataset.numbers.tolist(), dataset.resolution, n,
-                dataset.seed, dataset.flip, features.describe, device.type]
+    # (The folder: it is named by how large it was packed. 16 px made of 64 are not those of 32.)
+    question = [2, os.path.basename(dataset.folder), dataset.source.stamp,
+                dataset.numbers.tolist(), dataset.resolution, n, dataset.seed, dataset.flip,
+                features.describe, device.type]
     fingerprint = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:12]
     path = pathlib.Path(cache) / f"features-{dataset.resolution}px-{n}-{fingerprint}.npy"
     if alpha == 1:
@@ -309,7 +311,7 @@ class Drawn(torch.nn.Module):
 
 
 def drawn_pictures(path, metrics, typed):
-    """`Loaded`, as of a checkpoint, of pictures at the largest resolution that the first one has.
+    """Pictures in the place of a checkpoint (`Loaded`), as large as the first readable one allows.
 
     Errors: UserError for what only a network has, and without --data; DataError.
     """

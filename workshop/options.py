@@ -41,7 +41,8 @@ def number_from(low, kind=int, high=math.inf):
             value = kind(text)
             sound = low <= value <= high and math.isfinite(value)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number") from None
+            raise argparse.ArgumentTypeError(
+                f"{text[:40]!r} is not a {'whole ' * (kind is int)}number") from None
         except OverflowError:                                  # an int that no float can hold
             sound = False
         if not sound:
@@ -71,7 +72,8 @@ def read_table(text, kind=float):
             pairs = [["4", pairs[0][0]]]
         table = Table({int(r): kind(value) for r, value in pairs})
     except ValueError:
-        raise UserError(f'{text!r} is neither a number nor a table like "4:128,8:64"') from None
+        raise UserError(f"{text!r} is neither a {'whole ' * (kind is int)}number nor a table like "
+                        f'"4:128,8:64"') from None
     if not all(0 <= value < 1e15 for value in table.values()):             # nan is not, either
         raise UserError(f"{text!r} has a value below 0, or an infinite one")
     return table
@@ -138,7 +140,8 @@ def start(main, program, interrupted="stopped", argv=None):
             machine.give_up("another process of this run has ended, or its machine has gone")
         if not machine.out_of_memory(error):
             raise
-        fail(program, "not enough memory on this device; try a smaller --batch or --resolution")
+        fail(program, "not enough memory on this device; a smaller --batch, where there is one, "
+                      "needs less")
     except KeyboardInterrupt:
         fail(program, interrupted, 130)
     finally:
@@ -163,7 +166,7 @@ def check_surroundings(words):
 
 def fail(program, message, code=2):
     """End the program with one sentence on stderr: 2 for what the user can mend, else 1."""
-    with contextlib.suppress(OSError):                         # nor does anybody read that
+    with contextlib.suppress(OSError):                         # nobody may read stderr, either
         print(f"{program}: {message}" + "".join(say() for say in how_to_go_on), file=sys.stderr)
     leave_lost_streams()
     raise SystemExit(code)
@@ -181,8 +184,8 @@ def leave_lost_streams():
 def sentence_of(error):
     """What an OSError says: its file first, and no number.
 
-    The files of these programs are named (`workshop.naming`). So a full disk without a name is
-    another one: that of what is printed, into a file, or of the system's temporary files.
+    The files of these programs are named (`workshop.naming`). So where a full disk has no name,
+    what is printed (into a file) or a temporary file did not fit.
     """
     name, what = error.filename, error.strerror or str(error)
     if name is None and error.errno == errno.ENOSPC:
@@ -287,9 +290,9 @@ PRESETS = {
 }
 
 
-# What --architecture stylegan2 changes in all of them, and in each. Intervals and weight are the
-# paper's (appendix B). Nothing grows, so there is one resolution. r1_gamma None: by
-# `heuristic_gamma`.
+# What --architecture stylegan2 changes in all of them, and in each. Intervals and weight are those
+# of the official code (the paper, appendix B, has path length in every 8th step). Nothing grows, so
+# there is one resolution. r1_gamma None: by `heuristic_gamma`.
 STYLEGAN2 = dict(architecture="stylegan2", path_weight=2.0, path_interval=4, r1_interval=16,
                  r1_gamma=None)
 STYLEGAN2_PRESETS = {
@@ -320,8 +323,9 @@ class OptionsParser(OneLineParser):
 
     def convert_arg_line_to_args(self, line):
         # `python train.py @photos.txt`: options in a file, any number on a line, # for comments.
-        # A backslash stands for itself, as in C:\\photos.
-        words = shlex.shlex(re.sub(r"(^|\s)#.*", "", line), posix=True)
+        # A backslash stands for itself, as in C:\photos, and a # in quotes, too.
+        line = re.sub(r"""((?:^|\s)(?:'[^']*'|"[^"]*"))|(?:^|\s)#.*""", lambda m: m[1] or "", line)
+        words = shlex.shlex(line, posix=True)
         words.whitespace_split, words.escape, words.commenters = True, "", ""
         try:
             return list(words)
@@ -348,7 +352,9 @@ def parse_args(argv=None):
                    for k, v in {**STYLEGAN2, **preset}.items()
                    if k != "architecture" and v is not None)
                    for name, preset in STYLEGAN2_PRESETS.items()))
-    counts, amounts = number_from(1), number_from(0, float)
+    # No more than a checkpoint may say (checkpoints.OPTIONS), or nobody could open it again.
+    # Proved: tests/test_options.py::test_what_can_be_typed_can_be_read_again
+    counts, amounts = number_from(1, int, 10 ** 9), number_from(0, float, 1e12)
     group = parser.add_argument_group("pictures")
     group.add_argument("--data", metavar="PATH", help="a folder, searched recursively, or a .zip")
     group.add_argument("--resolution", type=counts, metavar="R",
@@ -359,7 +365,7 @@ def parse_args(argv=None):
     group.add_argument("--max-bad", type=number_from(0, float, 100), metavar="PERCENT",
                        help="stop if more of the pictures are damaged (default 1)")
     group.add_argument("--cache", metavar="FOLDER", help="for the packed pictures (default cache)")
-    group.add_argument("--workers", type=number_from(0), metavar="N",
+    group.add_argument("--workers", type=number_from(0, int, 1024), metavar="N",
                        help="processes that load pictures while training")
     group = parser.add_argument_group("schedule")
     group.add_argument("--initial-resolution", type=counts, metavar="R",
@@ -399,8 +405,9 @@ def parse_args(argv=None):
     group.add_argument("--path-weight", type=amounts, metavar="WEIGHT",
                        help="of StyleGAN2's path length penalty; 0: none (paper: 2)")
     group.add_argument("--path-interval", type=counts, metavar="K",
-                       help="compute it in every K-th step only, K times as strong (paper: 4)")
-    group.add_argument("--styles-to-mix", type=counts, metavar="K",
+                       help="compute it in every K-th step only, K times as strong (official: "
+                       "4; paper: 8)")
+    group.add_argument("--styles-to-mix", type=number_from(1, int, 1000), metavar="K",
                        help="styles mixed in one image (default 2, as the paper)")
     group.add_argument("--mixing-probability", type=number_from(0, float, 1), metavar="P",
                        help="of mixing styles in a training image (default 0.9, as the paper)")
@@ -443,7 +450,8 @@ def parse_args(argv=None):
     group.add_argument("--samples-kimg", type=amounts, metavar="KIMG", help="between sample grids")
     group.add_argument("--checkpoint-kimg", type=amounts, metavar="KIMG",
                        help="between checkpoints")
-    group.add_argument("--seed", type=number_from(0), metavar="N", help="(default 0)")
+    group.add_argument("--seed", type=number_from(0, int, 2 ** 62), metavar="N",
+                       help="(default 0)")
     group.add_argument("--timeout-minutes", type=number_from(0.05, float, 1e6), metavar="N",
                        help="under torchrun: end when another process, or its machine, has given "
                        "no sign of life for so long; one that packs or measures for days gives "
@@ -604,7 +612,7 @@ def read(argv=None):
     device:   the torch.device of this process;
     settings: the dict that makes the networks (`models.SETTINGS`);
     growing_kimg: --fade-kimg or --morph-kimg, as --growth says;
-    typed:    all options as they are typed, for files (`as_plain`), and the command that repeats;
+    typed, command: all options as they are typed, for files (`as_plain`); the command that repeats;
     resume, out: paths or None; interrupted: the run folder that torchrun goes on in, or None.
     Errors:  UserError, one sentence that says what to type.
     """
@@ -640,6 +648,9 @@ def read(argv=None):
         if checkpoint:
             raise UserError(f"--resume {resume}: {error}") from None
         raise
+    if options["freeze_d"] and checkpoint["progress"]["resolution"] < options["resolution"]:
+        raise UserError(f"--resume {resume}: --freeze-d {options['freeze_d']}: D has not grown to "
+                        f"{options['resolution']} px yet, and what is frozen would never learn")
     if checkpoint and "cache" not in typed and not os.path.isdir(options["cache"]):
         options["cache"] = ALWAYS["cache"]                     # that one was on another machine
     for key in ("data", "cache"):                              # to be found from any folder

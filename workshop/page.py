@@ -25,6 +25,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -87,11 +88,18 @@ def import_gradio():
 
 def launch(demo, host, port, password, browser):
     """Start the server and return its address; it runs in a thread of its own. From here on SIGTERM
-    is as Ctrl-C, so that what the server has written for a while goes when the program does.
+    is as Ctrl-C, so that the server's temporary files are removed when the program ends.
 
-    Errors: UserError if the port is taken.
+    Errors: UserError if the host is none of this machine's, or the port is taken.
+    Proved: tests/test_explore.py::test_a_host_that_is_not_this_machine_is_said_at_once
     """
     gr = import_gradio()
+    try:                                       # gradio would try 100 ports, 5 seconds each
+        family, *_, address = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as door:
+            door.bind(address)
+    except OSError:
+        raise UserError(f"--host {host}: is no address of this machine") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _, address, _ = demo.launch(
@@ -118,7 +126,7 @@ def launch(demo, host, port, password, browser):
 # ---- 2. Handlers -----------------------------------------------------------------------------
 
 
-# Who computes holds it. All networks are on one device, so there is one lock.
+# Held by whoever computes. All networks are on one device, so there is one lock.
 LOCK = threading.RLock()
 
 
@@ -126,7 +134,7 @@ def in_turns(steps):
     """Yield the steps of long work, each made under the lock. Between them others have their turn.
 
     Why:    Python's locks have no queue: who lets one go and takes it again at once may win again.
-            In 60 steps of 10 ms another thread had 10 to 60 turns so, and 60 to 67 with the pause.
+            In 60 steps of 10 ms another thread got 10 to 60 turns; with the pause, 60 to 67.
     Proved: tests/test_explore.py::test_long_work_lets_others_have_their_turn
     """
     steps = iter(steps)

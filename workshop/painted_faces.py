@@ -89,7 +89,7 @@ def paint_face(number, resolution, seed=0, notes=None):
 
     def polygon(points, colour):
         # Row by row, between the edges that cross it: how to fill a polygon is left to Pillow's
-        # version, how to fill a rectangle is not.
+        # version. (So is a wide line, `stroke`; 12.3 and 13.0 draw both alike.)
         edges, rows = list(zip(points, points[1:] + points[:1])), [y for _, y in points]
         for row in range(round(min(rows) * size), round(max(rows) * size)):
             y = (row + 0.5) / size

@@ -33,7 +33,7 @@ from workshop import UserError
 #     REDUCE                         take both off, call, push what comes back
 #
 # Python's unpickler obeys, so whoever wrote the file can do what he likes with the computer of
-# whoever opens it. `python -m pickletools FILE` shows any file like this, and runs nothing.
+# whoever opens it. `python -m pickletools FILE` shows a .pkl like this, and runs nothing.
 #
 # The machine below lacks these powers. Where the file wants a name imported, it writes the name
 # down; where the file wants a call, it writes down what was to be called, and with what:
@@ -96,7 +96,7 @@ def shown(value):
 #         tests/test_import_checkpoint.py::test_the_limits_are_far_above_what_an_official_file_needs
 #         ::test_the_limits_are_far_above_what_adas_largest_files_need
 MOST_INSTRUCTIONS = 200_000
-LONGEST_LINE = 10_000          # bytes; lines hold names and numbers, in the oldest protocols only
+LONGEST_LINE = 10_000          # bytes; names are lines up to protocol 3, numbers in the oldest only
 # Tuples in tuples. Python hashes and compares them by recursion, and one of 190,000 levels, which
 # takes as many bytes in a file, ends the interpreter.
 # Proved: tests/test_import_checkpoint.py::test_deeply_nested_tuples_do_not_crash_python
@@ -295,8 +295,8 @@ def read_pickle(file, most=None):
 #
 #   new      a zip of uncompressed records. In one of them, data.pkl, a storage is a "persistent id"
 #            with the name of another, which holds its numbers and nothing else
-#   old      of before 2020: five pickles in a row, of which the fourth has the persistent ids, and
-#            the fifth their order; then the storages, each after the count of its numbers
+#   old      before PyTorch 1.6: five pickles in a row, of which the fourth has the persistent ids,
+#            and the fifth their order; then the storages, each after the count of its numbers
 #   inside   a pickle that is no PyTorch file brings each storage along as bytes, for
 #            `torch.storage._load_from_bytes`; the bytes are such a file with a single storage
 #
@@ -311,10 +311,10 @@ NUMBERS = {f"torch.{kind}Storage": size for kind, size in dict(
     Double=8, Float=4, Half=2, BFloat16=2, Long=8, Int=4, Short=2, Char=1, Byte=1, Bool=1).items()}
 NUMBERS["torch.storage.UntypedStorage"] = 1
 FLOATS = {"torch.DoubleStorage": "<f8", "torch.FloatStorage": "<f4", "torch.HalfStorage": "<f2"}
-# Two more limits. A zip's list of a thousand records takes 0.1 MB, and a file of a single storage
-# 40 instructions. It stands inside, where thousands of notes may bring along the same bytes.
-# Proved: tests/test_pickles.py::test_huge_claims_are_refused_in_little_memory,
-#         ::test_tensors_come_out_as_torch_gives_them
+# Three more limits. A zip's list of a thousand records takes 0.1 MB. The pickle of a single storage
+# has fewer than 40 instructions; thousands of such pickles may lie inside one file.
+# Proved: tests/test_pickles.py::test_a_zips_list_of_contents_has_a_limit,
+#         ::test_a_record_ends_where_it_does, ::test_long_pickles_inside_are_refused
 LONGEST_CONTENTS = 2 ** 22     # bytes
 LONGEST_PICKLE = 2 ** 26       # bytes of the record data.pkl; a run of 1024 px has 0.1 MB
 MOST_INSIDE = 200              # instructions
@@ -450,7 +450,7 @@ def read_anything(path):
 
 
 def all_notes(value):
-    """Every dict and every `Named` inside a value, each once. A loop, since depth costs nothing."""
+    """Every dict and `Named` inside a value, each once. A loop, so that depth costs nothing."""
     waiting, seen = [value], set()
     while waiting:
         value = waiting.pop()

@@ -48,9 +48,9 @@ NEEDS = {".webp": "webp", ".jp2": "jpg_2000", ".j2k": "jpg_2000", ".avif": "avif
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 
 # The most pixels that are decoded, and the most bytes of a file, or of a member of a .zip when it
-# is unpacked. So one picture takes less than 1 GiB and 5 s of CPU time, in each of these formats; a
-# file of 11 kB can hold 88 million pixels, and 2 MB of .zip 2 GB of zeros. (Of a JPEG, only a part
-# of the pixels is decoded (`read_picture`), so it may have more: as many as Pillow opens.)
+# is unpacked. So one picture takes less than 1 GiB and 5 s of CPU time; a file of 11 kB can hold 88
+# million pixels, and 2 MB of .zip 2 GB of zeros. (A JPEG may have more, as many as Pillow opens, if
+# no more than these are decoded: `read_picture`. A progressive one of that size took 1.5 GiB.)
 # Proved: tests/test_pictures.py::test_a_picture_of_too_many_pixels_or_bytes_is_named,
 #         and experiments/hostile.py, which tries it
 MOST_PIXELS = 50_000_000
@@ -119,7 +119,8 @@ def find_pictures(path):
         stamp = _digest([(m.filename, m.file_size, m.CRC) for m in members])
         source = Source("zip", str(path), [m.filename for m in members], stamp, _in_words(left))
     elif path.is_file():
-        raise DataError(f"{path}: a file that is no .zip; give a folder of pictures, or a .zip")
+        raise DataError(f"{path}: no .zip, or only a part of one; give a folder of pictures, or a "
+                        f".zip")
     else:
         raise DataError(f"{path}: no such folder or .zip")
     if not source.names:
@@ -574,6 +575,8 @@ def pack_pictures(source, resolution, cache="cache", workers=1, max_bad=1.0,
     if 100 * len(bad) > max_bad * total:
         raise DataError(f"{source.path}: {len(bad)} of {total} pictures are damaged, more than "
                         f"--max-bad {max_bad:g} percent")
+    if not index["rows"] and len(bad) == total:
+        raise DataError(f"{source.path}: all of its {total} pictures are damaged")
     if not index["rows"]:
         raise DataError(f"{source.path}: none of its {total} pictures is {resolution}x{resolution} "
                         f"or larger; choose a smaller --resolution, or --allow-upsampling")
@@ -882,10 +885,10 @@ def split_pictures(n, seed=0, contents=None):
 
     Why:    the duality gap (evaluate.py) asks how D judges pictures that no network has learned
             from: one part to find the worst opponents with, another to measure them on. A picture
-            belongs to one part whole: with its mirror image, at every resolution, and with its
-            copies under other names, if contents (`contents_of`) are given: where the first is.
+            is in one part only, at every resolution and mirrored. If contents (`contents_of`) are
+            given, its copies under other names go where the first of them is.
     Paper:  Grnarova et al. 2019 (arXiv 1811.05512): three disjoint sets.
-    State:  none: the split is a function of n and the seed, so it can be found again.
+    State:  none: the split is a function of n, seed and contents, so it can be found again.
     Proved: tests/test_pictures.py::test_the_split_is_disjoint_by_image_and_repeatable,
             ::test_copies_of_a_picture_are_on_one_side_of_the_split
     """
@@ -907,7 +910,7 @@ def parts_of(split, contents):
 
 def find_split(o, checkpoint, source, contents, images):
     """{"seed", "images"} of the split that --evaluate-kimg asks for (`parts_of`), or that the run
-    began with; else None. If there are copies, also "twins", how many pictures are those of others.
+    began with; else None. If some are copies, also "twins": how many are copies of others.
     images:  how many usable pictures there are, `contents` which.
 
     Errors: UserError if pictures would be held out that the networks have already learned from.

@@ -188,8 +188,8 @@ def save_grid(path, grid):
 def forget_later_lines(log, nimg):
     """Drop the lines of a .jsonl file that were written after the checkpoint at nimg.
 
-    So is the half of a line that a killed run leaves at the end. Other lines that this program has
-    not written (notes of the user, what a power cut made of some) go to a file of their own.
+    Half a line that a killed run left at the end is dropped, too. Lines that this program did not
+    write (notes of the user, what a power cut made of some) go to a file of their own.
     Proved: tests/test_run.py::test_lines_after_the_checkpoint_are_forgotten
     """
     if not log.is_file():
@@ -310,7 +310,7 @@ class Run:
                  f"checkpoint in --resume {self.o.resume}; copy that of the first one")):
             if not self.team.same(value):
                 raise UserError(f"the machines do not have the same {what}")
-        self.team.share_weights(self.G, self.D, self.G_ema)    # which they may round otherwise
+        self.team.share_weights(self.G, self.D, self.G_ema)    # machines may round differently
 
     def _rehearse(self, nimg, training_step, judge):
         """How long will it take, and does it fit? Steps on copies, at each resolution to come.
@@ -424,8 +424,8 @@ class Run:
             keep = keep or len(self.unwritten) > missed
         if tick:
             self.sums, self.steps_since_tick = torch.zeros_like(self.sums), 0
-        # Measured before it is kept, or a run that is killed meanwhile would go on behind it, and
-        # the number would be missing. At the end what counts is kept first.
+        # Measured first, then kept: a run that is killed in between makes these steps again, and
+        # measures again. At the end of the run, what counts is kept first.
         # Proved: tests/test_run.py::test_a_run_that_is_killed_as_it_measures_measures_again
         measure = measure and team.chief and self.measure and not self.stopped
         if measure and not last:
@@ -436,7 +436,7 @@ class Run:
             self._measure(alpha)
 
     def _stop_if_not_finite(self, weights):
-        """`stopped` and `failed`, in all processes, if a loss is infinite or NaN in one of them.
+        """Set `stopped` and `failed` in all processes if a loss is infinite or NaN in one of them.
 
         weights: look at the weights, too, since they are going to be kept, or used for pictures.
         Proved: tests/test_run.py::test_a_run_that_explodes_stops_and_keeps_the_last_good_checkpoint
@@ -516,7 +516,8 @@ class Run:
                      if (path := self.folder / f"checkpoint-{r}.pt").exists()]
             self._write(variety.accusation(samples, reals, self.o, self.stage.resolution, older))
         shown = (self.nimg - self.pictures_since) / len(self.pictures.dataset(self.o.resolution))
-        before, self.by_heart = self.by_heart, variety.is_by_heart(line["real_signs"], shown)
+        before, self.by_heart = self.by_heart, shown > variety.OFTEN and (
+            self.by_heart or variety.is_by_heart(line["real_signs"], shown))
         if self.by_heart and not before:
             self._write(variety.by_heart(line["real_signs"], shown, self.o))
         self.tick_started, self.nimg_at_tick = self.now, self.nimg
@@ -524,8 +525,8 @@ class Run:
     def _keep(self, finished):
         """checkpoint-R.pt of a resolution that is finished, and then checkpoint.pt.
 
-        In this order: a run that is killed between the two writes both again. It goes on from
-        checkpoint.pt, and once that is behind the end of R, nobody would write the other.
+        In this order: a run that is killed between the two goes on from the old checkpoint.pt, and
+        writes both again. In the other order, checkpoint-R.pt would never be written.
         Proved: tests/test_run.py::test_a_run_that_is_killed_between_two_files_writes_both
         """
         state = {

@@ -58,12 +58,13 @@ def closed_spline(points, t):
 
 
 def times(numbers, count, stops, one_way=False, hold=0):
-    """When frames are: at stop k when it is k, and between stops else.
+    """The times of frames: k at stop k, a fraction of the way between two stops.
 
     Shapes: numbers float64 [n], which of the `count` frames -> float64 [n].
-    Frame k of n lies at K k / n of the loop through K stops. The last is one step before the first,
-    so that a player that repeats shows no frame twice. One way, it is at (K - 1) k / (n - 1), from
-    the first stop to the last and no further. hold: at each stop so many frames more stand still.
+    Frame k of `count` lies at K k / count of the loop through K stops. The last is one step before
+    the first, so that a player that repeats shows no frame twice. One way, it is at
+    (K - 1) k / (count - 1), from the first stop to the last and no further. hold: how many more
+    frames stand still at each stop.
     Errors: UserError if that leaves nothing to move in.
     Proved: tests/test_video.py::test_frames_are_where_they_should_be_and_stand_where_they_hold
     """
@@ -71,7 +72,7 @@ def times(numbers, count, stops, one_way=False, hold=0):
     if not hold:
         return numbers * ways / max(1, count - ends)
     moving = count - ends - hold * stops
-    if moving < ways:
+    if moving < max(1, ways):
         raise UserError(f"--hold {hold}: too long, with {stops} faces to stop at in {count} frames;"
                         f" --frames says how many there are")
     length = moving / max(1, ways)                             # from the end of a stop to the next

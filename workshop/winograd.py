@@ -70,7 +70,7 @@ INPUT = both_ways(torch.linalg.inv(values(6)).t())                         # [36
 
 
 def pays(x, kernel_shape, stride, padding):
-    """Is it faster for x [N, I, H, W], and can it: CPU, float32, whole tiles, a 3x3 kernel?"""
+    """Is this way possible for x [N, I, H, W] (CPU, float32, whole tiles, 3x3), and faster?"""
     n, _, h, w = x.shape
     return (x.device.type == "cpu" and x.dtype == torch.float32
             and tuple(kernel_shape[2:]) == (3, 3) and (stride, padding) == (1, 1)
@@ -101,7 +101,7 @@ def from_output_tiles(tiles, n, h, w):
 
 
 def parts(*images):
-    """The same, a few images at a time, so that the arrays of 36 numbers a tile stay small."""
+    """Cut batches into parts of a few images: the arrays have 36 numbers a tile."""
     at_once = max(1, MOST_PIXELS // images[0][0, 0].numel())
     return zip(*(batch.split(at_once) for batch in images))
 
