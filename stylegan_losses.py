@@ -110,7 +110,7 @@ def r1_weight(r1_gamma, r1_interval, resolution, final_resolution):
         a step that is made anyway. That keeps a little more of its pull. In a step of its own
         1/sqrt(k+1) would be left where the penalty is all there is, and about 0.9 where other
         gradients are 10 times as large.
-        Proved: tests/test_losses.py::test_a_step_of_its_own_would_be_weakened_nearly_as_much
+        Proved: tests/test_losses.py::test_a_step_of_its_own_would_be_weakened_a_little_more
     (R / final R)^2:  gamma is meant for the final resolution. The official code shows D pictures of
         the final size at all times, small ones enlarged: each pixel is copied to f x f places, f =
         final R / R. Each copy has 1/f^2 of the pixel's gradient, and the squares of f^2 copies sum

@@ -22,7 +22,10 @@ def same_seed():
 
 @pytest.fixture(autouse=True)
 def any_processor(monkeypatch):
-    """Tests are of the same arithmetic on every machine: float32, unless they ask for another."""
+    """Tests are of the same arithmetic on every machine: float32, unless they ask for another.
+
+    Fixtures of a whole module are made before this one. So tiny.RUN says --precision fp32 itself.
+    """
     monkeypatch.setattr("workshop.machine.multiplies_bfloat16", lambda: False)
 
 

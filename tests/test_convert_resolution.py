@@ -30,11 +30,6 @@ from workshop.run import new_samples
 SMALL = dict(resolution=16, channel_base=64, channel_max=8, latent_dim=8, style_dim=8,
              mapping_dim=8, mapping_layers=2)
 HEURISTIC = "0.0128"                                   # 0.0002 * 16^2 / 4; the batch is 4 at 16 px
-TINY = ("--resolution 16 --channel-base 64 --channel-max 8 --latent-dim 8 --style-dim 8 "
-        "--mapping-dim 8 --mapping-layers 2 --batch 4:8,16:4 --r1-interval 3 --fade-kimg 0.1 "
-        "--stabilize-kimg 0.1 --total-kimg 0.6 --tick-kimg 0.05 --samples-kimg 0.2 "
-        "--checkpoint-kimg 0.07 --device cpu --workers 0").split()
-
 
 def finished_run(folder, *arguments):
     """A finished run of train.py, 4 to 16 px, on a few random pictures: its folder."""
@@ -46,7 +41,7 @@ def finished_run(folder, *arguments):
     with pytest.MonkeyPatch.context() as patch:
         tiny.no_rehearsal(patch)
         patch.chdir(folder)
-        assert train.main(["--data", "pictures", *TINY, "--out", "small", *arguments]) == 0
+        assert train.main(["--data", "pictures", *tiny.RUN, "--out", "small", *arguments]) == 0
     return folder / "small"
 
 
@@ -169,7 +164,7 @@ def test_at_alpha_0_the_new_network_is_the_old_one_enlarged(small, convert):
 
 
 def test_the_program_proves_it_before_it_writes(small, tmp_path, capsys, monkeypatch):
-    """Lesson: a proof that cannot fail proves nothing; here one number is changed by 1e-6."""
+    """Lesson: a proof that cannot fail proves nothing; here one bias is moved by 1e-6."""
     honest = convert_resolution.convert_state
 
     def dishonest(*arguments):
@@ -383,7 +378,8 @@ def test_a_finished_run_goes_on_at_another_resolution(small, tmp_path, monkeypat
     # Pasted into a shell, the command finds the pictures: out of its run, a file is not believed.
     command = shlex.split(re.search(r"^python train.py (.*)", done.stdout, re.M)[1])
     assert command == ["--resume", "big.pt", *tiny.pictures_of(small)[:2]]
-    assert "D, scores of 32 px at alpha 0: 0 (" in done.stdout
+    found = re.search(r"D, scores of 32 px at alpha 0: (\S+) \(largest value (\S+)\)", done.stdout)
+    assert float(found[1]) <= 1e-6 * float(found[2])
     assert train.main([*command, "--out", "big", "--device", "cpu"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "big/log.jsonl").read_text().splitlines()]
     begin = checkpoints.load_checkpoint(small)["progress"]["nimg"]
@@ -539,7 +535,7 @@ def test_a_new_to_rgb_of_0_keeps_the_picture_exactly(small2, convert, capsys, re
     said = capsys.readouterr().out
     for name in ("G", "G_ema"):
         assert f"{name}, images of 16 px: 0 (" in said
-        assert f"{name}, images of {resolution} px, to the old ones enlarged: 0 (" in said
+        assert f"{name}, images of {resolution} px, to the old ones enlarged: " in said
     z, times = torch.randn(3, 8), {32: 1, 64: 2}[resolution]
     with torch.no_grad():
         for ours, before in zip(new[:2], old[:2]):
@@ -642,7 +638,7 @@ def test_stylegan2s_d_is_the_old_one_behind_its_new_layers(small2, convert, reso
     (32, 0, "to_rgb.32.bias", "G, images of 32 px, to the old ones enlarged differ")])
 def test_the_program_proves_it_for_stylegan2_too(small2, tmp_path, capsys, monkeypatch, resolution,
                                                  part, name, words):
-    """Lesson: one number changed by 1e-5, and nothing is written."""
+    """Lesson: one bias moved by 1e-5, and nothing is written."""
     honest, calls = convert_resolution.convert_state, []
 
     def dishonest(*arguments):
@@ -685,7 +681,8 @@ def test_a_stylegan2_goes_on_in_one_stage(small2, tmp_path, convert):
 
 
 def test_only_a_gamma_of_the_heuristic_follows_it():
-    """Lesson: 0.0002 R^2 / batch was meant for R; a number that somebody chose was meant."""
+    """Lesson: 0.0002 R^2 / batch depends on R, so it is computed anew for the new R. A number that
+    somebody chose stays."""
     run = {"batch": "4:8,32:4", "r1_gamma": options.show(options.heuristic_gamma(16, 8))}
     assert float(convert_resolution.convert_gamma(run, 16, 64)) == pytest.approx(
         0.0002 * 64 ** 2 / 4)

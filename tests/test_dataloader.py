@@ -1,4 +1,5 @@
-"""stylegan_dataloader.py, from top to bottom. Each test is a lesson; its control can fail."""
+"""stylegan_dataloader.py, from top to bottom. Each test is a lesson; its control shows it can fail.
+"""
 
 import itertools
 import multiprocessing
@@ -16,11 +17,14 @@ from workshop.options import Table
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of 12 pictures of 40x32, each of one colour: picture k has 20 k of red."""
+    """12 pictures of 40x32. Picture k has 20 k of red. The right half is greener than the left, so
+    a mirrored picture is another one."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for k in range(12):
-        Image.new("RGB", (40, 32), (20 * k, 100, 250 - 20 * k)).save(folder / f"{k:02d}.png")
+        picture = Image.new("RGB", (40, 32), (20 * k, 100, 250 - 20 * k))
+        picture.paste((20 * k, 200, 250 - 20 * k), (20, 0, 40, 32))
+        picture.save(folder / f"{k:02d}.png")
     return folder
 
 
@@ -123,6 +127,7 @@ def test_an_epoch_shows_every_picture_once(tmp_path, photos):
     assert not torch.equal(first, second)                                  # another order
     loader = iter(data.picture_loader(dataset, 5))
     straight = torch.cat([next(loader) for _ in range(4)])
+    data._epoch.cache_clear()                                  # as in a new process
     resumed = iter(data.picture_loader(dataset, 5, start=10))
     assert torch.equal(torch.cat([next(resumed), next(resumed)]), straight[10:])
     workers = iter(data.picture_loader(dataset, 5, start=10, workers=2))
@@ -199,15 +204,17 @@ def test_the_pictures_of_a_run_are_batches_from_where_it_stands(tmp_path, photos
     assert not upright.flip and run.dataset(16).flip
 
 
+def no_room(pixels):
+    """In place of pictures.shared. (Out here, so that workers that are not forked can find it.)"""
+    raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+
 def test_a_run_outlives_the_processes_that_load_its_pictures(tmp_path, photos, capsys, monkeypatch):
     """Lesson: a worker is killed (by the kernel, for want of memory), or finds no room in shared
     memory. A loader keeps no state, so the main process takes over where it is: the batches are the
     same to the bit, it is said once, and nobody waits for ever."""
     wanted = iter(data.Pictures(*a_run(photos, tmp_path)).batches(8, 4, nimg=8))
     wanted = [next(wanted) for _ in range(30)]
-
-    def no_room(pixels):
-        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
     started = machine.started
 
     def no_memory(loader):

@@ -220,7 +220,7 @@ def test_adam_weakens_a_lazy_penalty(k):
 
 
 @pytest.mark.parametrize("k", [4, 16])
-def test_a_step_of_its_own_would_be_weakened_nearly_as_much(k):
+def test_a_step_of_its_own_would_be_weakened_a_little_more(k):
     """Lesson: the official StyleGAN2 makes a step for each penalty. Adam's mean square forgets no
     sooner for it: 1/sqrt(k+1) is left of a penalty alone, a little less than if it joins a step."""
     alone, mixed, drowned = (drift(k, others, own_step=True) / drift(1, others)

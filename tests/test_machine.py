@@ -43,8 +43,8 @@ def test_a_device_that_cannot_compute_is_refused():
 
 @pytest.mark.parametrize("typed", [None, "cuda", "cuda:3"])
 def test_each_process_asks_for_its_own_gpu_alone(typed, monkeypatch):
-    """Lesson: a tensor on a GPU costs some hundred MB there, for as long as the process lives. Eight
-    processes that look at the first GPU first take them eight times."""
+    """Lesson: a process that looks at a GPU takes some hundred MB there for as long as it lives.
+    Eight that look at the first one, before each takes its own, take them eight times."""
     asked = []
     monkeypatch.setattr(machine, "pick_device", lambda name: asked.append(name) or torch.device(
         name or "cuda"))

@@ -362,9 +362,10 @@ def test_stylegan2_scores_equal_the_official_ones(stylegan2, n):
     G, D, io = stylegan2
     with torch.no_grad():
         images, key = G(io["z"], noise_mode="const"), f"D_scores_fake_first{n}"
-        if key in io:
-            assert relative(D(images[:n]), io[key]) < PARITY
-            assert relative(D(images[:n].flip(3)), io[key]) > 1e-3         # control
+        if key not in io:
+            pytest.skip(f"{key} was not computed there")
+        assert relative(D(images[:n]), io[key]) < PARITY
+        assert relative(D(images[:n].flip(3)), io[key]) > 1e-3             # control
         if n == 8 and "x_real" in io:
             assert relative(D(io["x_real"]), io["D_scores_real"]) < PARITY
         if n == 8:                                             # control: neighbours as groups

@@ -206,7 +206,7 @@ def test_every_situation_has_a_complete_set_of_options(architecture):
         0.001, 0.0015, 0.002, 0.003, 0.003]
 
 
-def test_stylegan2_has_the_papers_settings_and_does_not_grow():
+def test_stylegan2_has_the_official_settings_and_does_not_grow():
     """Lesson: what --architecture stylegan2 changes by itself: one resolution from the first image
     on, R1 in every 16th step, path length in every 4th with the weight 2; on a GPU the widths of
     config F, its batch and its learning rate."""

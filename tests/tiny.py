@@ -62,9 +62,9 @@ def gradients_of_a_step(training_step, process=0, processes=1, accumulate=1, cha
     at the end G's buffers, w_avg and StyleGAN2's mean of path lengths.
 
     change: a function of G and D, applied before the step. (Noise strengths start at 0, so the
-    noise, which differs between processes, does not matter; their gradients are left out. The
-    picture y of path length is the same for all images, and its mean hardly moves: parts of a batch
-    would have others, each with its own share.)
+    noise, which differs between processes, does not matter; their gradients are left out. Path
+    length gets one y for all images, and its running mean hardly moves. Otherwise each part of a
+    batch would draw a y of its own, and move the mean by itself.)
     """
     torch.manual_seed(0)
     G, D = networks(resolution=resolution, architecture=architecture)
