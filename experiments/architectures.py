@@ -93,7 +93,11 @@ def main(argv=None):
     parser.add_argument("--options", metavar="TEXT", default="", help="more options of train.py")
     parser.add_argument("--table", action="store_true", help="only print the table")
     o = parser.parse_args(argv)
-    arms, seeds, more = o.arms.split(","), o.seeds.split(","), shlex.split(o.options)
+    arms, seeds = o.arms.split(","), o.seeds.split(",")
+    try:
+        more = shlex.split(o.options)
+    except ValueError as error:
+        parser.error(f"--options: {error}")
     if unknown := set(arms) - set(ARMS):
         parser.error(f"--arms: no architecture is called {sorted(unknown)[0]!r}")
     missing = [name for name in convert.PACKAGES if importlib.util.find_spec(name) is None]

@@ -367,6 +367,9 @@ def memory(o):
 def processes(o):
     """The same iteration: one thread, one process with all, as many processes of one thread."""
     threads = torch.get_num_threads()
+    if o.batch % threads:
+        raise UserError(f"--batch {o.batch}: {threads} processes cannot share it equally; --batch "
+                        f"{threads * -(-o.batch // threads)} can be shared")
     rows = {"1 thread": (1, 1), f"{threads} threads": (1, threads),
             f"{threads} processes": (threads, 1)}
     print(f"{'px':>5}{'':>15}{'seconds':>10}{'of 1 thread':>13}{'MB each':>9}")
@@ -695,6 +698,12 @@ def main(argv=None):
     def resolution_of(text):
         return models.resolutions_up_to(int(text))[-1]         # a ValueError if there is none
 
+    def device_of(text):
+        try:
+            return torch.device(text)
+        except RuntimeError:                                   # argparse would not catch it
+            raise argparse.ArgumentTypeError(f"{text!r} is no device like cpu, cuda") from None
+
     parser.add_argument("what", choices=list(whats), metavar="WHAT",
                         help=", ".join(name for name in whats if name != "one"))
     parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)         # for `one`
@@ -707,7 +716,7 @@ def main(argv=None):
                         help="iteration, memory, cost, processes, profile (default stylegan)")
     parser.add_argument("--resolution", type=resolutions, default=[32], metavar="LIST",
                         help="iteration, memory, processes, profile (default 32)")
-    parser.add_argument("--device", type=torch.device, default=CPU, metavar="NAME",
+    parser.add_argument("--device", type=device_of, default=CPU, metavar="NAME",
                         help="iteration: cpu, cuda (default cpu)")
     parser.add_argument("--precision", type=lambda text: text.split(","), default=["fp32"],
                         metavar="LIST", help="of fp32, tf32, bf16 (default fp32)")

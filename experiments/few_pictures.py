@@ -315,6 +315,8 @@ def main(argv=None):
     arms, seeds = o.arms.split(","), o.seeds.split(",")
     if unknown := set(arms) - set(ARMS):
         parser.error(f"--arms: {sorted(unknown)[0]!r} is none of {', '.join(ARMS)}")
+    if o.plot and o.plot.suffix.lower() not in figures.FIGURES:
+        parser.error(f"--plot {o.plot}: is drawn as {', '.join(figures.FIGURES)}")
     if o.plot:
         figures.check_free(o.plot, "--plot")
     missing = [name for name in convert.PACKAGES if importlib.util.find_spec(name) is None]

@@ -19,8 +19,8 @@ What is asked:
 Of ten checkpoints that are accepted, one is also used to make pictures; all of them are grown,
 converted, and given to a run.
 
-No traceback, no end of the interpreter, no hang: the files are opened in a process of their own,
-whose death is counted, and which goes on behind the file that killed it.
+No traceback, no end of the interpreter, no hang: the files are opened in another process. If a file
+ends it, that is counted, and a new process goes on with the next file.
 """
 
 import argparse
@@ -842,8 +842,12 @@ def main(argv=None):
     o = parser.parse_args(argv)
     if o.child:
         return child(o.child[0], *map(int, o.child[1:]))
-    bad = 0
-    for kind in o.kinds.split(","):
+    kinds, bad = o.kinds.split(","), 0
+    if unknown := set(kinds) - {"checkpoints", "pickles", "pictures"}:
+        parser.error(f"--kinds: no kind is called {sorted(unknown)[0]!r}")
+    if o.files < 1:
+        parser.error("--files: must be 1 or more")
+    for kind in kinds:
         began = time.perf_counter()
         results = all_of(kind, o.seed, o.files)
         wrong = [result for result in results if result["wrong"]]

@@ -30,6 +30,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -78,7 +79,7 @@ def end_of(run):
 
 
 def where_of(run):
-    """In what a kill has fallen: the phase of the last line of the log, or "before the first"."""
+    """What a run was doing when it was killed: the phase of its log's last line, or before it."""
     log = run / "log.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
     if not (run / "settings.json").exists():
@@ -89,7 +90,7 @@ def where_of(run):
 
 
 def storm(kind, first, life, kills, chance, folder, patience):
-    """Kill runs until `kills` have fallen. Returns (ends of runs, Counter of where they fell).
+    """Kill runs, `kills` times in all. Returns (ends of runs, Counter of what was interrupted).
 
     Errors: UserError if a command refuses to go on, or a checkpoint does not load.
     """
@@ -170,7 +171,13 @@ def main(argv=None):
                 first += ["--data", folder / "photos"]
             started = time.monotonic()
             process = begin(kind, [*first, "--out", here / "quiet"], here)
-            out, error = process.communicate(timeout=o.patience)
+            try:
+                out, error = process.communicate(timeout=o.patience)
+            except subprocess.TimeoutExpired:
+                for pid in victims(process, kind):
+                    os.kill(pid, signal.SIGKILL)
+                raise UserError(f"{kind}: the peaceful run is not at its end after {o.patience:g} "
+                                f"seconds; --patience allows more") from None
             if process.returncode:
                 raise UserError(f"{kind}: the peaceful run ended with {process.returncode}: "
                                 f"{out}{error}")

@@ -72,7 +72,7 @@ def run_name(arm, seed):
 
 
 def plan(scale):
-    """The jobs, as `experiment_convert.plan`. Seed by seed: who stops early has whole triples."""
+    """The jobs, as `convert.plan`. Seed by seed: who stops early has whole triples."""
     def kimg(amount):
         return f"{amount * scale:.12g}"
 

@@ -145,7 +145,7 @@ def draw_figure(path, clouds, logits):
                          label=f"{label}: {100 * kind.float().mean():.1f} %")
         axes.set(title=space, xlabel="towards a beard", ylabel="towards long hair")
         axes.legend(markerscale=4, loc="upper right", fontsize=8)
-    figure.savefig(path, dpi=110)
+    curves.save(figure, path)                                  # whole, and with our mark
 
 
 def main(argv=None):

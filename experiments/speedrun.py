@@ -428,8 +428,14 @@ def read_options(argv):
     o = parser.parse_args(argv)
     if o.plot and o.plot.suffix.lower() not in figures.FIGURES:
         parser.error(f"--plot {o.plot}: is drawn as {', '.join(figures.FIGURES)}")
+    if o.plot:
+        figures.check_free(o.plot, "--plot")                   # a stranger's picture stays
     o.ours = {arm: ["--architecture", arm] for arm in OURS}
-    if words := shlex.split(o.options):
+    try:
+        words = shlex.split(o.options)
+    except ValueError as error:
+        parser.error(f"--options: {error}")
+    if words:
         options.parse_args(words)                              # is there a word it does not know?
         o.ours = {re.sub(r"[^\w.,=]+", "-", o.options).strip("-"): words}
     o.peers = read_peers(o.peer)

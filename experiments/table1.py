@@ -25,9 +25,9 @@ grows; for that ModulatedConv2d would need a block with AdaIN's noise and to_rgb
 
 What a row lacks is taken out from here, by other classes in the place of those upstairs; the loop
 is always train.py's. FD-EffLite0, KID, precision and recall of 2,048 images, and perceptual path
-length in z and w with the same features, at equal images (--kimg) and once more after equal minutes
-(--minutes of CPU time of one thread, training alone). Three seeds: a difference smaller than that
-between the seeds of one row says nothing.
+length in z and w with the same features: once at the end, after 120 kimg (StyleGAN2's rows: 60),
+and once after 8 minutes of CPU time of one thread, training alone; --scale shortens all of them.
+Three seeds: a difference smaller than that between the seeds of one row says nothing.
 
 Needs:    pip install -r requirements-extra.txt
 [MACHINE] 2 CPU cores: 30 runs of 12 to 20 minutes, two side by side: 5 hours (estimated). A GPU is

@@ -256,37 +256,35 @@ def test_the_ladder_ends_with_the_picture(network):
     assert np.array_equal(pictures[-1][0], network.picture(Look(5)))
 
 
-def test_long_work_lets_others_have_their_turn():
-    """Lesson: a lock that is held from the first step to the last would stop all other tabs."""
-    def turns_during(work):
-        turns, done = [], threading.Event()
+def test_long_work_lets_others_have_their_turn(monkeypatch):
+    """Lesson: a lock that is held from the first step to the last would stop all other tabs. And
+    without a pause, whoever lets it go may take it again before anybody else can."""
+    def free():
+        """Could another thread take the lock now?"""
+        found = []
 
         def other():
-            while not done.is_set():
-                with page.LOCK:
-                    turns.append(done.is_set())
-                time.sleep(0.002)
-
+            found.append(page.LOCK.acquire(blocking=False))
+            if found[0]:
+                page.LOCK.release()
         thread = threading.Thread(target=other)
         thread.start()
-        for _ in work:
-            pass
-        done.set(), thread.join()
-        return turns.count(False)
+        thread.join()
+        return found[0]
 
     def steps():
-        for _ in range(60):
-            end = time.perf_counter() + 0.01
-            while time.perf_counter() < end:
-                pass
+        for _ in range(3):
+            at_work.append(free())
             yield True
 
-    def held():
-        with page.LOCK:
-            yield from steps()
-
-    assert turns_during(page.in_turns(steps())) > 40
-    assert turns_during(held()) < 5                                                    # control
+    at_work, pauses = [], []
+    monkeypatch.setattr(page, "time", types.SimpleNamespace(
+        sleep=lambda seconds: pauses.append(free())))
+    assert all(page.in_turns(steps())) and at_work == [False] * 3
+    assert pauses and all(pauses)
+    pauses.clear()
+    with page.LOCK:                                                        # control
+        assert all(page.in_turns(steps())) and pauses and not any(pauses)
 
 
 def test_a_photo_becomes_a_face_and_is_judged(network, tmp_path):
@@ -444,7 +442,7 @@ def test_gradio_is_told_to_ask_nobody(monkeypatch):
     page.import_gradio()
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
-    assert os.environ["NO_PROXY"] == "example.org,localhost,127.0.0.1"
+    assert os.environ["NO_PROXY"].startswith("example.org,localhost,127.0.0.1")
     assert os.environ["GRADIO_TEMP_DIR"].startswith(str(page.folder()))
 
 
@@ -471,13 +469,14 @@ def test_what_nobody_asked_for_is_switched_off():
 @needs_gradio
 def test_a_host_that_is_not_this_machine_is_said_at_once():
     """Lesson: gradio would look for a free port, 5 seconds for each of 100, and then blame them."""
-    started = time.monotonic()
-    for host in ("203.0.113.9", "no such name"):               # TEST-NET-3: nobody's
+    started, before = time.monotonic(), signal.getsignal(signal.SIGTERM)
+    for host in ("203.0.113.9", "192.168..7"):     # TEST-NET-3: nobody's; and no address at all
         with pytest.raises(UserError, match=f"--host {host}: is no address of this machine"):
             page.launch(None, host, None, "password", False)
     assert time.monotonic() - started < 20
     with pytest.raises(AttributeError):                        # control: it comes to the page
         page.launch(None, "127.0.0.1", None, "password", False)
+    signal.signal(signal.SIGTERM, before)
 
 
 @needs_gradio

@@ -63,7 +63,7 @@ def test_leaky_relu_and_its_derivatives_against_torch():
 
 
 def test_leaky_relu_keeps_its_result_and_makes_no_zeros():
-    """Lesson: what by hand is saved: one image while going forward, one more in R1."""
+    """Lesson: written by hand, it saves one image on the way forward, and one more in R1."""
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
     for gain in (3.0, 1.0):
         y, kept = kept_for_gradients(lambda: fast.leaky_relu(x, gain))
@@ -410,7 +410,7 @@ def test_adain_adds_up_pixels_in_float32_also_for_bfloat16():
     for pixel in x[0, 0].flatten():
         total += pixel
     assert abs(total.item() / 4096 - 10) > 1                   # control: one after the other
-    # A tiny channel: 1e-8 is added to the variance, and keeps it finite.
+    # A channel of equal pixels: 1e-8 is added to its variance, which is 0, and keeps it finite.
     dead = fast.normalize_and_style(torch.full((2, 3, 4, 4), 7.0), one, zero)
     assert dead.isfinite().all() and dead.abs().max() < 0.01
 

@@ -25,7 +25,7 @@ def sound():
 @pytest.mark.parametrize("fault", hostile.CHECKPOINT_FAULTS)
 def test_damaged_checkpoints_are_refused_in_one_sentence_or_sound(tmp_path, sound, fault):
     """Lesson: whatever is done to a file, it is refused by name, or loads as networks that work.
-    A few of each kind; python experiments/hostile.py gives a thousand to every program."""
+    A few of each kind; experiments/hostile.py --files 1000 gives a thousand to every program."""
     path, accepted = tmp_path / "h.pt", 0
     for number in range(6):
         rng = random.Random(f"{fault} {number}")
@@ -105,7 +105,7 @@ def test_what_goes_wrong_is_noticed(tmp_path, monkeypatch):
     for fault in hostile.PICTURE_FAULTS])
 def test_hostile_pictures_are_packed_or_named(tmp_path, fault):
     """Lesson: whatever a picture is, it is used or named, in bounded time and memory; the good ones
-    beside it lie in the cache as they are. python experiments/hostile.py tries a thousand."""
+    beside it lie in the cache as they are. experiments/hostile.py --files 1000 tries a thousand."""
     main = hostile.packing(tmp_path)
     for number in range(2):
         result = hostile.packed(fault, random.Random(f"{fault} {number}"), tmp_path, main)

@@ -8,6 +8,7 @@ import os
 import pickle
 import pickletools
 import random
+import shlex
 import subprocess
 import sys
 import tracemalloc
@@ -300,7 +301,7 @@ def test_a_name_that_no_official_file_needs_is_refused(tmp_path, capsys, tiny):
 
 def test_only_names_that_an_official_file_needs_are_let_through(tmp_path, tiny):
     """Lesson: the list of names is short, and each is there because sound files ask for it. These
-    files ask for them: two protocols, two numpys, three kinds of dict, two names of the class."""
+    files ask for them: protocol 2, two numpys, two kinds of dict, two names of the class."""
     rng, path, asked = np.random.default_rng(0), tmp_path / "official.pkl", set()
     shapes_g, shapes_d = official_shapes(16, KWARGS_G)
     G, D = drawn(rng, shapes_g), drawn(rng, shapes_d)
@@ -429,7 +430,7 @@ def test_deeply_nested_tuples_do_not_crash_python(tmp_path):
     assert done.stderr.count("nested more than 20 deep") == len(PLACES), done.stderr
     crash = "x = ()\nfor _ in range(190_000): x = (x,)\nhash(x)"
     done = subprocess.run([sys.executable, "-c", crash], capture_output=True)
-    assert done.returncode < 0                                                 # control
+    assert done.returncode not in (0, 1)                                       # control
 
 
 def test_one_array_for_hundreds_of_layers_is_refused(tmp_path, capsys):
@@ -642,7 +643,8 @@ def imported(tmp_path_factory, official_file):
     done = subprocess.run([sys.executable, str(ROOT / "import_checkpoint.py"), str(official_file),
                            str(out)], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert "32x32" in done.stdout and f"--resume {out}" in done.stdout
+    assert "32x32" in done.stdout and (
+        f"--resume {shlex.quote(str(out))}" in done.stdout)
     return out
 
 
@@ -691,13 +693,13 @@ def test_the_written_adam_has_not_made_a_step(imported):
 def test_the_compiler_is_not_loaded(official_file, tmp_path):
     """Lesson: importing torch is not all; what it loads later on can cost more than the work."""
     loaded = "import sys; print('compiler loaded:', 'torch._dynamo' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", "import import_checkpoint; "
-         f"import_checkpoint.main([{str(official_file)!r}, 'model.pt']); {loaded}"],
-        cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True)
-    assert "compiler loaded: False" in done.stdout, done.stderr
-    torch.optim.Adam([torch.zeros(1)])
-    assert "torch._dynamo" in sys.modules                                      # control
+    for work, answer in (
+            (f"import_checkpoint.main([{str(official_file)!r}, 'model.pt'])", False),
+            ("import torch; torch.optim.Adam([torch.zeros(1)])", True)):       # control
+        done = subprocess.run(
+            [sys.executable, "-c", f"import import_checkpoint; {work}; {loaded}"], cwd=tmp_path,
+            env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+        assert f"compiler loaded: {answer}" in done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")

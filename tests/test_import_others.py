@@ -527,4 +527,4 @@ def test_only_names_that_such_a_file_needs_are_let_through(tmp_path, capsys):
     assert asked == foreign_names.HARMLESS
     path = saved(tmp_path, {**rosinality(), "args": official.DATA})            # a pathlib.PosixPath
     _, line = refused(import_checkpoint.main, [path, tmp_path / "o.pt"], capsys)
-    assert "PosixPath" in line
+    assert type(official.DATA).__name__ in line

@@ -1,7 +1,6 @@
 """project.py: a photograph becomes a w."""
 
 import math
-import os
 import warnings
 
 import numpy as np
@@ -99,18 +98,20 @@ def test_a_photo_becomes_what_training_would_have_seen(tmp_path):
 
 def test_a_photo_is_never_a_program(tmp_path, monkeypatch):
     """Lesson: Pillow goes by content, not by name. An EPS file is PostScript, and would be run."""
-    photo, mark = tmp_path / "photo.jpg", tmp_path / "STARTED"
+    started, photo = [], tmp_path / "photo.jpg"
+
+    def ghostscript(*arguments, **more):
+        started.append(arguments)
+        raise OSError("a stand-in for Ghostscript")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ghostscript)
     photo.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n"
                      "showpage\n%%EOF\n")
-    ghostscript = tmp_path / "gs"                              # a stand-in that only leaves a mark
-    ghostscript.write_text(f"#!/bin/sh\ntouch {mark}\n")
-    ghostscript.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(UserError, match="not a picture"):
         project.read_target(photo, 16)
-    assert not mark.exists()
-    os.system("gs")                                            # control: it would have left one
-    assert mark.exists()
+    assert not started
+    with Image.open(photo) as image, pytest.raises(OSError, match="stand-in"):   # control
+        image.load()
+    assert len(started) == 1
 
 
 def test_a_very_large_photo_is_read_without_a_warning(tmp_path, monkeypatch):

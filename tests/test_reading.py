@@ -11,6 +11,7 @@ import pytest
 
 import browser
 from conftest import ROOT
+from tiny import needs
 
 pytest.importorskip("markdown_it")
 pytest.importorskip("pygments")
@@ -96,8 +97,8 @@ def test_every_line_of_code_is_there_once_and_unchanged(pages):
 
 
 def test_every_word_of_prose_is_there(pages):
-    """Lesson: no comment gets lost, whatever became of its spaces. The judge reads the comments and
-    docstrings of each file upstairs with regular expressions."""
+    """Lesson: no comment gets lost, whatever became of its spaces. The judge reads the docstrings
+    of each file upstairs with Python's parser, and the comments with a regular expression."""
     shown, _ = pages
     for name in make_reading.WALK:
         source = (ROOT / f"{name}.py").read_text("utf-8")
@@ -158,15 +159,13 @@ def test_prose_keeps_its_shape():
                      ("label", "Paper")]
 
 
+@needs("playwright")
 @pytest.mark.skipif(browser.chromium() is None, reason="there is no Chromium here")
 def test_a_browser_without_a_network_shows_it_in_its_width(pages):
     """Lesson: with the network off all is there, the code beside its prose on a desk, and under it
     on a phone, where nothing is wider than the screen but lines that can be pushed."""
-    from playwright.sync_api import sync_playwright
     _, folder = pages
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser.chromium(),
-                                              args=["--no-sandbox"])
+    with browser.a_browser() as chromium:
         for width, beside in ((1400, True), (400, False)):
             context = chromium.new_context(viewport={"width": width, "height": 800}, offline=True)
             asked = []
@@ -181,4 +180,3 @@ def test_a_browser_without_a_network_shows_it_in_its_width(pages):
                     assert (code["x"] > prose["x"] + prose["width"] - 1) == beside
                     assert (code["y"] > prose["y"] + prose["height"] - 1) != beside
             assert all(url.startswith(("file:", "data:")) for url in asked)
-        chromium.close()

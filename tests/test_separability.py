@@ -13,9 +13,9 @@ import separability
 
 
 def test_a_plane_is_found_where_there_is_one():
-    """Lesson: a direction that decides leaves no doubt, H(Y|X) = 0; where two decide together (one
-    of them alone says nothing), a plane leaves all of it, ln 2. Bending the space changes that:
-    after the bend that a mapping network would learn, a plane does. Judge: arithmetic."""
+    """Lesson: a direction that decides leaves no doubt: H(Y|X) = 0. Where two decide together, one
+    of them alone says nothing, and a plane leaves all of the doubt: ln 2. After the bend that a
+    mapping network would learn, a plane leaves hardly any. Judge: arithmetic."""
     torch.manual_seed(0)
     points = torch.randn(4000, 6) * torch.tensor([1.0, 100.0, 1.0, 1.0, 0.01, 1.0]) + 5
     x, y = points[:, 0] - 5, points[:, 1] - 5

@@ -34,8 +34,8 @@ def generator(row):
 
 def test_each_row_is_the_one_before_and_one_idea_more():
     """Lesson: what an idea does can be seen in the picture. ProGAN's G (A, B) listens to w at its
-    first layer only, the others at all. A constant (from D on) leaves the first layer deaf but for
-    its style. From E on the noise counts. A blur makes B of A."""
+    first layer only, the later rows at every layer. With a constant (from D on) the first layer
+    hears w only through its style. From E on the noise counts. A blur makes B of A."""
     torch.manual_seed(1)
     ws, others = torch.randn(2, 6, 8), torch.randn(2, 6, 8)
     late = torch.cat([ws[:, :1], others[:, 1:]], dim=1)        # other styles behind the first

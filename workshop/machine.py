@@ -112,8 +112,9 @@ def keep_freed_memory():
     How:    two settings of glibc: large blocks come from the heap, too, and not one by one from the
             system, to which they would go back (M_MMAP_MAX 0); and the heap is never trimmed
             (M_TRIM_THRESHOLD -1, which glibc documents as "off").
-    [MACHINE] Linux with glibc: experiments/benchmark.py memory measures time and memory with and
-              without. What is kept is kept until the end of the run. Elsewhere nothing is done.
+    [MACHINE] Linux with glibc on x86 (torch for ARM has an allocator of its own, mimalloc, which
+              this does not reach): experiments/benchmark.py memory measures time and memory with
+              and without. What is kept is kept until the end of the run. Elsewhere nothing is done.
     Proved: tests/test_machine.py::test_freed_memory_is_kept
     """
     if sys.platform == "linux":

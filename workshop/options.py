@@ -74,8 +74,8 @@ def read_table(text, kind=float):
     except ValueError:
         raise UserError(f"{text!r} is neither a {'whole ' * (kind is int)}number nor a table like "
                         f'"4:128,8:64"') from None
-    if not all(0 <= value < 1e15 for value in table.values()):             # nan is not, either
-        raise UserError(f"{text!r} has a value below 0, or an infinite one")
+    if not all(0 <= value <= 1e9 for value in table.values()) or min(table) < 1:   # nan is not
+        raise UserError(f"{text!r} has a value below 0 or above 1e9, or a resolution below 1")
     return table
 
 

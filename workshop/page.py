@@ -98,7 +98,7 @@ def launch(demo, host, port, password, browser):
         family, *_, address = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as door:
             door.bind(address)
-    except OSError:
+    except (OSError, UnicodeError):
         raise UserError(f"--host {host}: is no address of this machine") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
