@@ -76,21 +76,27 @@ def glyphs(path):
     return found
 
 
+def drawn(found, training):
+    """[(code point, picture)] without those all white.   Errors: UserError if these are too few."""
+    some = [item for item in sorted(found.items()) if item[1].getextrema() != ((255, 255),) * 3]
+    if len(some) < 3 * training:
+        raise UserError(f"--pictures {training}: three times as many are needed, and the font has "
+                        f"{len(some)} pictures")
+    return some
+
+
 def save_pictures(found, training):
     """pictures/training and pictures/heldout, each glyph in one of them; those all white in none.
     Their names begin with their place in the lot, so that the first held-out ones are of all kinds.
 
     Proved: tests/test_few_pictures.py::test_each_picture_is_trained_on_or_held_out
     """
-    drawn = [item for item in sorted(found.items()) if item[1].getextrema() != ((255, 255),) * 3]
-    if len(drawn) < 3 * training:
-        raise UserError(f"--pictures {training}: three times as many are needed, and the font has "
-                        f"{len(drawn)} pictures")
+    some = drawn(found, training)
     shutil.rmtree("pictures.tmp", ignore_errors=True)
     for part in ("training", "heldout"):
         Path("pictures.tmp", part).mkdir(parents=True)
-    for place, number in enumerate(np.random.default_rng(0).permutation(len(drawn))):
-        code, picture = drawn[number]
+    for place, number in enumerate(np.random.default_rng(0).permutation(len(some))):
+        code, picture = some[number]
         square = Image.new("RGB", (136, 136), "white")
         square.paste(picture, (0, 4))
         square = square.resize((RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS)
@@ -329,7 +335,9 @@ def main(argv=None):
     new = not (folder / "pictures").is_dir()
     if o.table and new:
         raise UserError(f"{folder}: nothing has been measured yet")
-    found = glyphs(o.font) if new else None                    # may fail: before a folder is made
+    if new:                                                    # may fail: before a folder is made
+        found = glyphs(o.font)
+        drawn(found, o.pictures)
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     if new:
