@@ -224,8 +224,8 @@ def picture_loader(dataset, batch_size, start=0, workers=0, pin_memory=False, pr
         dataset, batch_size=batch_size, sampler=range(start + process, FOREVER, processes),
         num_workers=workers, collate_fn=pictures.shared if workers else as_it_is,
         worker_init_fn=pictures.quiet_worker, pin_memory=pin_memory,
-        # Of its own, or every new loader would take a number from torch's global generator and
-        # a resumed run would draw other z than one that was never stopped.
+        # Of its own: a new loader draws a number, and torch's global generator shall not notice.
+        # (train.py would not notice either: `draw_z` seeds the global one anew in every step.)
         generator=torch.Generator())
 
 

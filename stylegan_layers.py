@@ -16,7 +16,7 @@ What the paper is about comes first, what it inherits comes after:
   4. two normalizers       PixelNorm (before the mapping network), MinibatchStddev (in D)
 
 Under parts 1 and 3 stands what StyleGAN2 puts in their place, each with its `Compare:`. It may be
-passed by at a first reading: nothing above it knows of it.
+passed by at a first reading: nothing of StyleGAN needs it.
 """
 
 import math
@@ -24,8 +24,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-# Operations whose gradients are written by hand, for speed. What each of them computes stands here,
-# beside its first use; how, in workshop/fast_gradients.py.
+# Operations whose gradients are written by hand, for speed. How, and what `fir` does, stands in
+# workshop/fast_gradients.py; what the others compute is said where StyleGAN uses them.
 from workshop.fast_gradients import (
     add_noise, blur, box_mean, box_sum, convolve, fir, leaky_relu, normalize_and_style)
 
@@ -143,8 +143,8 @@ def modulated_convolution(x, weight, style, demodulate=True, up=False, modulate=
     Units:  the kernel is weight / sqrt(k*k*I); eps is 1e-8. After demodulation, sizes are 1 again.
     How:    modulate="kernels" is what the paper says: a kernel for each image, and one convolution
             in N groups. modulate="images" is what the networks use, the same numbers from less
-            work: to scale a kernel's input channels is to scale the image's, what is the same all
-            over an output channel can be done behind it, and one kernel serves all images.
+            work: scaling a kernel's inputs is scaling the image's channels, and demodulation, one
+            number for each output channel, can be applied to the result. So one kernel serves all.
             [MACHINE] one core of a server CPU, 512 channels, batch 16: the kernels take 3 times as
             long at 8, 16 and 32 px, and 5 to 8 times under path length; 1x1 layers 5 to 7 times
             (rerun: python experiments/benchmark.py modulation).
@@ -241,8 +241,9 @@ def new_style(style_dim, channels):
 # so that one Adam with one learning rate serves the whole generator.
 #
 # The gain makes up for the leaky ReLU that follows. It keeps (1 + 0.2^2)/2 = 0.52 of the mean
-# square of an input that is N(0, 1), about half; weights sqrt(2) as large give it back (He et al.
-# 2015), and the signal keeps its size over many layers. Where no leaky ReLU follows, gain is 1.
+# square of an input that is N(0, 1), about half; weights sqrt(2) times as large give it back (He
+# et al. 2015, arXiv 1502.01852), and the signal keeps its size over many layers. Where no leaky
+# ReLU follows, gain is 1.
 # Proved: tests/test_layers.py::test_gain_sqrt_2_keeps_the_signal_alive_through_leaky_relus
 
 LEAKY_GAIN = math.sqrt(2)
@@ -373,8 +374,9 @@ def blur_conv_downsample(x, weight, bias=None, scale=1.0):
 # ---- 3, in StyleGAN2: box and blur in one ----------------------------------------------------
 #
 # StyleGAN's box [1, 1] and blur [1, 2, 1], one after the other, are the filter [1, 3, 3, 1]. So
-# StyleGAN2 doubles and halves with the same weights. Only along the border its results differ: the
-# blur saw zeros beyond the box's result, where the filter in one still finds what the box had made.
+# StyleGAN2 doubles and halves with the same weights. Only along the border its results differ:
+# there the second of the two (going up the blur, going down the box) saw zeros beyond the first
+# one's result, where the filter in one still finds what the first had made.
 # Proved: tests/test_layers.py::test_fir_and_blur_differ_at_the_border_only
 
 

@@ -103,7 +103,7 @@ def r1_weight(r1_gamma, r1_interval, resolution, final_resolution):
         every k-th step only, k times as strong. The sum of its gradients is the same then. What
         Adam makes of them is not: it divides by their size, and a rare large gradient counts for
         less than a steady small one. Where the penalty is all there is, about 1/sqrt(k) of its
-        pull is left; where other gradients are 10 times as large, nearly all (0.93, up to k = 16).
+        pull is left; where other gradients are 10 times as large, nearly all (0.93 at k = 16).
         Proved: tests/test_losses.py::test_adam_weakens_a_lazy_penalty
         Differs: the official StyleGAN2 gives a lazy penalty a step of its own, and takes Adam's
         learning rate times k/(k+1) and its betas to that power in all steps. Here the penalty joins
@@ -124,7 +124,7 @@ def r1_weight(r1_gamma, r1_interval, resolution, final_resolution):
 
 
 def path_lengths(images, ws, noise=None):
-    """How far each image moves when its w takes a small step, in a random direction of the image.
+    """How strongly each image moves along y, a random direction of images, as its w moves.
 
     Compare: in StyleGAN, G may answer one step of w with a little change and the next one with
             another face. Perceptual path length measures that, and networks whose value is small
@@ -153,8 +153,8 @@ def path_length_penalty(lengths, mean, decay=0.01):
 
     The factor itself is G's to choose: it is the running mean of what the lengths are.
     Paper:  StyleGAN2, equation 4 and appendix B (the decay).
-    Shapes: lengths [N], mean [] -> scalar. As in the official code, the gradient also flows through
-            the share of these lengths in the mean: `decay` of it, against the rest.
+    Shapes: lengths [N], mean [] -> scalar. As in the official code, the gradient flows through the
+            mean, too, of which these lengths are `decay`; that takes 1 % of their common pull away.
     Proved: tests/test_losses.py::test_path_lengths_equal_the_official_ones,
             ::test_the_mean_of_path_lengths_moves_before_it_is_used
     """

@@ -191,9 +191,9 @@ class SynthesisNetwork(torch.nn.Module):
 class SkipSynthesisBlock(torch.nn.Module):
     """Two style layers at one resolution, the first of which doubles it; at 4x4 px only one.
 
-    Compare: `SynthesisBlock`. Convolution, noise, leaky ReLU and AdaIN have become one
-            `ModulatedConv2d`. The constant comes without a noise and a style of its own, since
-            there is no AdaIN behind it (section 2.1).
+    Compare: `SynthesisBlock`. An AdaIN, the convolution behind it, noise and leaky ReLU have become
+            one `ModulatedConv2d`, which takes that AdaIN's w. The constant's bias, noise and
+            normalization are left out; the paper saw no drawback (section 2.1).
     Paper:  StyleGAN2, figure 2d.
     Shapes: x [N, in_channels, R/2, R/2], ws [N, 2, S] -> [N, out_channels, R, R]; x is None for
             the 4x4 block, and ws [N, 1, S].
@@ -456,8 +456,8 @@ class ResidualBlock(torch.nn.Module):
     """`DiscriminatorBlock`, and beside it a short way: halved, and one 1x1 convolution.
 
     Compare: a deep network learns faster if each block only has to add something to what comes by
-            (He et al. 2015, arXiv 1512.03385). Of all that was tried for D, this did best; for G
-            the skips to the picture did (StyleGAN2, table 2).
+            (He et al. 2015, arXiv 1512.03385). On FFHQ the best pair that was tried has this as
+            its D, and as its G the one with skips to the picture (StyleGAN2, table 2).
     Shapes: x [N, in_channels, R, R] -> [N, out_channels, R/2, R/2].
     Units:  the sum of two signals of size 1 has the size sqrt(2), which is divided out.
     """
@@ -552,8 +552,8 @@ def make_discriminator(settings):
 def clamp_features(network, settings):
     """Put a limit around the layers of networks that were trained with one ("conv_clamp").
 
-    StyleGAN2-ADA trains in float16, whose largest number is 65,504, and cuts off all features of
-    both networks at 256. Its files were trained so, and are imported so. Ours have no limit.
+    StyleGAN2-ADA trains in float16, whose largest number is 65,504, and cuts off what these layers
+    give at 256, in both networks. Its files were trained and are imported so. Ours have no limit.
     """
     limit = settings.get("conv_clamp")
     if limit:

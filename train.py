@@ -39,16 +39,16 @@ all images, and the random numbers tell each of its layers HOW to draw:
         |
     to_rgb                            channels become colours: an image [3, R, R] in [-1, 1]
 
-A style is what w says to one layer. Layers at 4x4 decide on pose and shape, those at 64x64 and
-above on colours (figure 3). Same constant, other styles: another face. Two images can swap the
-styles of some layers (`StyleMixer`, in the second file), and w can be pulled to its mean w_avg, the
-average face (truncation, in stylegan_models.py).
+Every layer takes a style, a w: all the same one, or each its own. Layers at 4x4 decide on pose and
+shape, those at 64x64 and above on colours (figure 3). Same constant, other styles: another face.
+Two images can swap the styles of some layers (`StyleMixer`, in the second file), and w can be
+pulled to its mean w_avg, the average face (truncation, in stylegan_models.py).
 
 Nobody tells G what a face is. A second network, the discriminator D, gives each image a score: high
 if it takes it for a real one. Each step makes D a little better at telling real from made, and then
 G a little better at misleading it. What we look at is made by G_ema, an average over the G of the
 last steps. The game begins with pictures of 4x4 pixels, where all is simple, and doubles their
-sides when it has settled, by fading a new block into both networks:
+sides when it has settled, by fading a new block into both networks (alpha: how far, from 0 to 1):
 
     4x4 ------> 8x8 fading in -> 8x8 ------> 16x16 fading in -> 16x16 -----> ...     (over kimg)
       stabilize       fade         stabilize        fade           stabilize
@@ -95,7 +95,8 @@ class Stage(NamedTuple):
 def plan_stages(initial_resolution, resolution, growing_kimg, stabilize_kimg):
     """The whole schedule: stabilize at the initial resolution, then grow and stabilize doublings.
 
-    Paper:  ProGAN appendix A.1 with 800 + 800 kimg; the official StyleGAN code has 600 + 600.
+    Paper:  ProGAN appendix A.1: from 4 px, 800 + 800 kimg. StyleGAN begins at 8 px (appendix C;
+            --initial-resolution 8); its official code has 600 + 600.
     Units:  growing_kimg and stabilize_kimg map a resolution to kimg. The last stage has no end;
             --total-kimg ends the run, wherever it is then.
     Proved: tests/test_train.py::test_the_schedule_is_the_official_one
@@ -200,8 +201,8 @@ def discriminator_turn(G, D, reals, z, mixes, alpha, r1_factor):
 
     Shapes: reals [N, 3, R, R] in [-1, 1]; z [N, K, latent]; mixes, style rows [N, L].
     Units:  r1_factor as `r1_weight` gives it, or None in the steps without the penalty.
-    Returns the means [loss, D(real), D(fake), R1, sign D(real)] as a tensor on the device: asking
-            for numbers would make the CPU wait for the GPU in every step.
+    Returns the means [loss, D(real), D(fake), R1, sign D(real)], the loss without R1, as a tensor
+            on the device: asking for numbers would make the CPU wait for the GPU in every step.
             Proved: tests/test_train.py::test_no_step_asks_a_tensor_for_a_number
     How:    two backward passes, whose gradients add up to that of the whole loss. So what the
             reals needed, most of all R1's derivative of a derivative, is free again before the
@@ -250,7 +251,7 @@ def path_length_turn(G, z, mixes, path_factor):
     """
     half = (len(z) + 1) // 2
     ws = G.styles(z[:half], mixes[:half], mixes.shape[1])                  # [N/2, L, S]
-    with machine.as_written():                         # compiled, it could not be derived twice
+    with machine.as_written():                         # compiled, G has no second derivative
         lengths = path_lengths(G.synthesis(ws), ws)                        # [N/2]
         penalty = path_length_penalty(lengths, G.path_length_mean)
         (path_factor * penalty).backward()
@@ -264,10 +265,10 @@ def training_step(G, D, G_opt, D_opt, reals, z, mixes, alpha, r1_factor, path_fa
     Shapes: reals [N, 3, R, R]; z [2, N, K, latent] and mixes [2, N, L]: one batch for each turn,
             since D has just learned from the last fakes. Path length takes the first again.
     Units:  r1_factor, path_factor: of the two penalties, None in the steps without.
-            accumulate: the batch is cut into that many parts, whose gradients are added: the same
-            step in less memory. Part p holds images p, p + A, p + 2A, ..., so the groups of the
-            minibatch stddev are those of the whole batch if N / A is a multiple of 4. (Only w_avg,
-            and the mean of path lengths, move once for each part.)
+            accumulate: the batch is cut into P parts, whose gradients are added: the same step in
+            less memory, but each part draws its own noise, and moves w_avg and the mean of path
+            lengths. Part p holds images p, p + P, p + 2P, ..., so the groups of `MinibatchStddev`
+            are those of the whole batch if N / P is a multiple of 4.
             team: under torchrun, gradients are averaged over the processes (machine.py, part 3).
     Returns a tensor [10]: the means that `workshop.run.LOGGED` names, with a 1 behind a penalty
             that was due.
@@ -310,7 +311,7 @@ def main(argv=None):
     G = machine.place(models.make_generator(o.settings), o.device)
     D = machine.place(models.make_discriminator(o.settings), o.device)
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)      # never trained: it only follows G
-    machine.set_precision(G, D, o.precision)           # of the convolutions; G_ema stays float32
+    machine.set_precision(G, D, o.precision)           # of convolutions (bf16: not G_ema's)
     if o.compile:
         machine.compile_blocks(G, D)
     G_opt, D_opt = new_adam(G), new_adam(D)

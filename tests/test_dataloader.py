@@ -170,8 +170,8 @@ def test_processes_share_a_batch_without_overlap(processes, tmp_path, photos):
 
 
 def test_a_new_loader_takes_nothing_from_the_global_random_state(tmp_path, photos):
-    """Lesson: torch's DataLoader draws a seed from the global generator unless it has its own;
-    then a resumed run, which makes a new loader, would draw other z."""
+    """Lesson: torch's DataLoader draws a seed from the global generator unless it has its own. Then
+    whatever is drawn next would depend on how many loaders there have been."""
     dataset = dataset_of(photos, tmp_path)
     before = torch.get_rng_state()
     next(iter(data.picture_loader(dataset, 4)))
@@ -283,5 +283,5 @@ def test_a_run_that_measures_itself_holds_pictures_out(tmp_path, photos):
     seen = {red for _ in range(4) for red in next(batches)[:, 0, 0, 0].tolist()}
     assert seen == reds["training"]
     later = {"progress": {"split": None}}
-    with pytest.raises(UserError, match="has learned from all"):           # one sentence
+    with pytest.raises(UserError, match="held no pictures out"):           # one sentence
         data.Pictures(o, team, later)
