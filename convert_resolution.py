@@ -234,6 +234,7 @@ def convert_schedule(run, progress, old, new, fade_kimg=None, learning_rate=None
         total = max(total, sum(stays[r] for r in grown) + sum(fades[r] for r in grown[1:]))
 
     run = {**run, "resolution": new, "initial_resolution": initial, "growth": growth,
+           "freeze_d": None,                           # new blocks have to learn
            f"{growth}_kimg": options.show(fades), "stabilize_kimg": options.show(stays),
            "total_kimg": total}
     if learning_rate is not None:
@@ -248,8 +249,8 @@ def convert_gamma(run, old, new):
     """--r1-gamma of a StyleGAN2, as it is typed, for another final resolution.
 
     If it is the heuristic's (`heuristic_gamma` in workshop/options.py), it follows it, and grows
-    with R^2. Any other was chosen by somebody, and stays. (None, in imported files, is the
-    heuristic, too: train.py works it out.)
+    with R^2. Any other was chosen by somebody, and stays. (None is the heuristic, too:
+    train.py works it out.)
     Proved: tests/test_convert_resolution.py::test_only_a_gamma_of_the_heuristic_follows_it
     """
     batch = options.read_table(run["batch"], int)
@@ -421,8 +422,8 @@ def compare_residual_discriminators(old, new, images, shared):
 
 
 def with_state(network, state):
-    """The network with these very tensors (no copies), in eval mode, w_avg standing still."""
-    network.load_state_dict(state, assign=True)
+    """The network with these tensors (no copies of float32), in eval mode, w_avg standing still."""
+    network.load_state_dict({name: x.float() for name, x in state.items()}, assign=True)
     return network.eval().requires_grad_(False)
 
 
@@ -578,7 +579,7 @@ def main(argv=None):
     """Load, convert, prove, write. Returns the exit code."""
     typed = parse_args(argv)
     path, new, keep = typed.model, typed.resolution, typed.discriminator == "keep"
-    out = typed.out or path.with_name(f"{path.stem}-to-{new}.pt")
+    out = typed.out or path.parent / f"{path.stem}-to-{new}.pt"
 
     # ---- 1. What is there, and can it be done? ----
     check_out(out, [path] + ([typed.donor] if typed.donor else []))
@@ -592,9 +593,10 @@ def main(argv=None):
         raise UserError(f"--fade-kimg: {path} is a StyleGAN2, and nothing fades in there")
     new_settings, shared = {**settings, "resolution": new}, min(old, new)
 
-    # ---- 2. The networks: G and its average, which get the same new blocks, and D ----
-    # An average of a block that has not made a step is the block. One G and one old_G serve for
-    # both in turn, which saves the memory of a second pair.
+    # ---- 2. The networks: G and its average, and D ----
+    # Blocks that are drawn are the same in both: the average of what has not made a step is itself.
+    # A donor's are those of its own G and average. One G and one old_G serve for both in turn,
+    # which saves the memory of a second pair.
     torch.manual_seed(typed.seed)
     G, old_G = models.make_generator(new_settings), models.make_generator(settings)
     if stylegan2:

@@ -703,8 +703,8 @@ def check_sizes(metrics, images, reals):
     for part in ("adversary", "test") if "duality_gap" in metrics and reals else ():
         if len(reals[part]) < FEWEST_UNSEEN:
             raise UserError(f"duality_gap: needs {FEWEST_UNSEEN} pictures in each of the unseen "
-                            f"parts, here are {len(reals[part])}; {10 * FEWEST_UNSEEN} pictures or "
-                            f"more in all (a tenth for each part)")
+                            f"parts, here are {len(reals[part])}; --data needs {2 * FEWEST_UNSEEN} "
+                            f"unseen ones, --evaluate-kimg {10 * FEWEST_UNSEEN} in all")
     return [sentence for sentence in warned if sentence]
 
 
@@ -742,7 +742,7 @@ def prepare(o, photos, processes, G_ema, G, D):
 
     def settings_at(resolution, alpha):
         return settings_of(vars(o), resolution, alpha, o.device, processes, batch=at_once,
-                           images=o.evaluate_images, seed=o.seed,
+                           images=o.evaluate_images, seed=o.seed % 2 ** 32,
                            allow_upsampling=o.allow_upsampling)
 
     def reals_at(resolution):

@@ -27,7 +27,6 @@ workshop/page.py.
 """
 
 import functools
-import getpass
 import pathlib
 import time
 import zlib
@@ -463,7 +462,7 @@ def main(argv=None):
         raise UserError(f"--host {o.host}: whoever reaches this machine could make it compute, "
                         f"upload photographs, and see what the networks make and how their files "
                         f"are called. Give a --password, or --password '' to let everyone in")
-    password = getpass.getpass("password of the page: ") if o.password == "-" else o.password
+    password = page.password_of(o.password)
     for path in o.models:
         if not pathlib.Path(path).is_file():
             raise UserError(f"{path}: no such checkpoint")

@@ -388,7 +388,7 @@ def truncation_figure(model, o):
     captions = [f"psi {psi:g}" for psi in o.psis]
     where = "" if model.cutoff is None else f", in the first {model.cutoff} layers"
     return draw_figure(
-        f"Truncation: w_avg + psi (w - w_avg){where}. Noise: {model.noise}",
+        f"Truncation: w_avg + psi (w - w_avg){where}. N{model.how().rpartition(', n')[2]}",
         [Row(row, name_of(face), [] if number else captions)
          for number, (row, face) in enumerate(zip(in_rows(tiles, len(o.psis)), o.faces))])
 
@@ -529,8 +529,8 @@ def resolutions_figure(model, o):
     for r in levels:
         for k, image in enumerate(render(model, ws, keys, resolution=r)):
             rows[2 * k].tiles.append(to_tile(image, side))
-            if r <= small:
-                image = figures.match_contrast(image, last[k])
+            image = F.adaptive_avg_pool2d(image, min(r, small))
+            image = figures.match_contrast(image, last[k])
             rows[2 * k + 1].tiles.append(to_tile(image, side))
     captions = [f"{r} px" for r in levels]
     captions[-1] += f", {model.growing}" if model.growing else ""

@@ -767,8 +767,8 @@ def as_checkpoint(imported):
         counts = [sum(1 for _ in make(settings).parameters())
                   for make in (models.make_generator, models.make_discriminator)]
     initial, nimg, now, phase, alpha = where_it_stood(settings["resolution"], imported.lod)
-    # [MACHINE] The paper's options are for one GPU with 11 GB or more. Less memory, when resuming:
-    #           --batch 4:64,64:16,128:8,256:4,512:2. Others, but not the network's shape, too.
+    # [MACHINE] The paper's options: a GPU with 8 GB; a StyleGAN2: 16 (workshop/options.py). Less,
+    #           when resuming: --batch 4:64,64:16,128:8,256:4,512:2; a StyleGAN2: --accumulate 16.
     situation = "your pictures on a GPU"
     run = {**options.ALWAYS, **options.PRESETS[situation]}
     if settings["architecture"] == "stylegan2":
@@ -836,7 +836,7 @@ def parse_args(argv=None):
 def main(argv=None):
     """Read, translate, write. Returns the exit code."""
     typed = parse_args(argv)
-    path, out = typed.file, typed.model or typed.file.with_suffix(".pt")
+    path, out = typed.file, typed.model or typed.file.parent / f"{typed.file.stem}.pt"
 
     # ---- 1. Read and translate ----
     # A name that was typed is checked first. One that was not may be FILE itself, if that ends in

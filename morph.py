@@ -472,6 +472,7 @@ def morph_schedule(run, progress, now, final, morph_kimg=None):
     stays = options.Table({now: kimg, **{r: stays[r] for r in above}})
     total = kimg + sum(morphs[r] + stays[r] for r in above)
     run = {**run, "growth": "morph", "resolution": final, "initial_resolution": now,
+           "freeze_d": None,                           # the new block has to learn
            "stabilize_kimg": options.show(stays), "morph_kimg": options.show(morphs),
            "total_kimg": max(total, float(run["total_kimg"]))}
     phase, alpha = ("morph", 0.0) if morphs[2 * now] > 0 else ("stabilize", 1.0)
@@ -525,7 +526,7 @@ def main(argv=None):
     """Load, grow, prove, write. Returns the exit code."""
     typed = parse_args(argv)
     path = typed.model
-    out = typed.out or path.with_name(f"{path.stem}-morphed.pt")
+    out = typed.out or path.parent / f"{path.stem}-morphed.pt"
 
     # ---- 1. What is there? ----
     convert.check_out(out, [path])

@@ -6,6 +6,7 @@ strength that does not follow D, frozen layers that learn. Nothing of it is an e
 see; the pictures are only worse.
 """
 
+import json
 import types
 
 import numpy as np
@@ -228,7 +229,11 @@ def test_layers_that_have_not_learned_yet_are_not_frozen(tmp_path, monkeypatch):
     torch.save(kept, "young.pt")
     with pytest.raises(UserError, match="D has not grown to 8 px yet"):
         options.read(words)
-    kept["progress"].update(resolution=8, phase="stabilize")               # control
+    kept["progress"].update(resolution=8, phase="fade")
+    torch.save(kept, "young.pt")
+    with pytest.raises(UserError, match="D has not grown to 8 px yet"):
+        options.read(words)
+    kept["progress"].update(phase="stabilize")                 # control
     torch.save(kept, "young.pt")
     assert options.read(words)[0].freeze_d == 8
 
@@ -257,6 +262,16 @@ def test_a_run_on_few_pictures_says_when_d_knows_them_by_heart(tmp_path, monkeyp
     assert {name for name in donor if torch.equal(donor[name], moved[name])} >= {
         name for name in donor if ".16." in name or ".8." in name}
     assert not torch.equal(donor["blocks.4.conv.weight"], moved["blocks.4.conv.weight"])
+    repeat = json.loads((tmp_path / "moved" / "settings.json").read_text("utf-8"))["repeat"]
+    assert repeat.endswith("--resume donor/checkpoint.pt")     # or --freeze-d would be refused
+    # An imported network has seen many pictures, but not one of these.
+    kept = torch.load("donor/checkpoint.pt", weights_only=True)
+    for name in ("pictures", "contents", "pictures_since"):
+        kept["progress"].pop(name, None)
+    torch.save(kept, "imported.pt")
+    assert train.main(["--resume", "imported.pt", "--data", str(photos), "--out", "third",
+                       "--total-kimg", "0.15", "--device", "cpu"]) == 0
+    assert "by heart" not in capsys.readouterr().out
 
 
 def test_an_adaptive_run_is_resumed_to_the_bit(tmp_path, monkeypatch):

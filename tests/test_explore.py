@@ -466,6 +466,23 @@ def test_what_nobody_asked_for_is_switched_off():
     assert set(asked) <= set(known)                            # control: gradio has such switches
 
 
+@pytest.mark.parametrize("typed", ["", "secret", None])
+def test_a_password_that_is_not_typed_lets_nobody_in(monkeypatch, typed):
+    """Lesson: "" opens the page to everyone, so it must be asked for in words. An empty line at the
+    prompt is no such word, and no terminal at all (None) is no traceback."""
+    def ask(prompt):
+        if typed is None:
+            raise EOFError
+        return typed
+    monkeypatch.setattr(page.getpass, "getpass", ask)
+    assert page.password_of("") == "" and page.password_of(None) is None   # control
+    if typed:
+        assert page.password_of("-") == typed
+    else:
+        with pytest.raises(UserError, match="none was typed"):
+            page.password_of("-")
+
+
 @needs_gradio
 def test_a_host_that_is_not_this_machine_is_said_at_once():
     """Lesson: gradio would look for a free port, 5 seconds for each of 100, and then blame them."""

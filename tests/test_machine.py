@@ -337,6 +337,9 @@ def test_ds_blocks_run_as_written_for_r1_alone():
     machine.compile_blocks(G, D, as_traced)
     reals = torch.rand(4, 3, 4, 4).requires_grad_()
     D(reals)
+    next(D.parameters()).requires_grad_(False)     # as with --freeze-d
+    D(reals)
+    next(D.parameters()).requires_grad_(True)
     assert calls == []                             # R1
     D(reals.detach())
     fakes = len(calls)

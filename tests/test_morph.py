@@ -606,7 +606,7 @@ def test_what_morphing_stylegan2s_d_would_take():
     (["missing.pt"], "no such file"),
     (["{pictures}"], "a folder"),
     (["{small}", "--morph-kimg", "much"], "neither a number"),
-    (["{small}", "--seed", "-1"], "0 or more"),
+    (["{small}", "--seed", "-1"], "from 0 to"),
 ])
 def test_bad_use_gets_one_sentence(run, tmp_path, capsys, arguments, words):
     """Lesson: exit code 2, one line, and nothing written or lost."""

@@ -12,8 +12,8 @@ A checkpoint is one file, a plain dict of tensors, numbers and strings:
                   what train.py needs to go on (`Run._keep` in run.py says what is in them)
 
 A file may come from a stranger. A PyTorch file is a zip that holds a pickle, and a pickle is a
-program (workshop/pickles.py). So it is read in four steps, and each is asked only what the steps
-before it have made safe to ask:
+program (workshop/pickles.py). So it is read in four steps, and each relies only on what those
+before it have checked:
   outside   before torch sees it: is it such a zip, and would its pickle do nothing but list tensors
             that are really there? Then torch.load, with weights_only=True, always
   kind      is it ours, and which networks should it hold?

@@ -131,14 +131,14 @@ def card(path, source, model, settings, checkpoint):
     run, progress = checkpoint.get("options", {}), checkpoint.get("progress", {})
     facts = [("architecture", settings["architecture"]), ("pixels", f"{model.resolution} x "
              f"{model.resolution}, in [-1, 1]"), ("z", f"{settings['latent_dim']} standard normal")]
-    if "nimg" in progress:
+    if "nimg" in progress and progress.get("pictures"):        # else import_checkpoint.py's guess
         facts.append(("trained with", f"{progress['nimg'] / 1000:g} thousand images"))
     if progress.get("pictures"):
         name = visible(pathlib.Path(run["data"]).name) if run.get("data") else "painted faces"
         facts.append(("pictures", f"{name} (fingerprint {progress['pictures'][:16]})"))
     else:
-        facts.append(("pictures", "unknown: imported. Its licence is that of the file it came from "
-                      "(NVIDIA's networks: non-commercial)"))
+        facts.append(("pictures", "unknown. If it was imported, its licence is that of the file it "
+                      "came from (NVIDIA's networks: non-commercial)"))
     if model.growing:
         facts.append(("unfinished", f"the newest block is {model.growing}"))
     facts += [("settings", ", ".join(f"{key} {value}" for key, value in settings.items())),

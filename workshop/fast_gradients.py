@@ -7,7 +7,7 @@ Letters: N images in the batch; C channels (I in, O out of a convolution); H, W 
 
 Everything here could be left to autograd. It would compute the same, in more time and memory: R1
 differentiates a gradient, and autograd takes the general road for that. Each gradient has a judge
-in the tests, autograd or finite differences; so has each second one, which AdaIN refuses to have.
+in the tests, autograd or finite differences; so has each second one (AdaIN's is refused).
 
   1. leaky_relu, noise   one keeps its result only; the other adds in one pass
   2. convolve            all of whose derivatives are convolutions

@@ -241,6 +241,8 @@ def written(path):
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
     with naming(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if temporary.is_file() and not temporary.is_symlink():
+            temporary.unlink()                                 # of a killed run with our number
         open(temporary, "xb").close()
         try:
             yield temporary

@@ -64,9 +64,9 @@ def pick_device(name=None):
 def memory_format(device):
     """How images lie in memory: channels_last, the C numbers of a pixel together; NCHW on MPS.
 
-    Fast convolutions are written for channels_last. It adds up in another order, so results differ
+    Fast convolutions are written for channels_last. They add up in another order, so results differ
     in their last bits.
-    [MACHINE] CPU and CUDA (both measured; on an H100 now the one, now the other was the faster).
+    [MACHINE] CPU and CUDA (both measured; on an H100 sometimes NCHW was the faster).
               On MPS several silent errors with memory formats were open in PyTorch (issues 175189,
               107214), and nobody has run this there.
     """
@@ -220,7 +220,7 @@ def compile_blocks(G, D, backend="inductor"):
 
 
 def _as_written_for_r1(D, inputs):
-    learns = next(D.parameters()).requires_grad and torch.is_grad_enabled()
+    learns = torch.is_grad_enabled() and any(p.requires_grad for p in D.parameters())
     if learns and inputs[0].requires_grad:
         torch.compiler.set_stance("force_eager")
 
@@ -315,7 +315,7 @@ class Team:
                 step and all parameters used. D has two of each and R1, and a growing network has
                 blocks that are not used yet; find_unused_parameters and no_sync answer that, with
                 more rules for the reader to know than these lines have.
-        Shapes: buffers: tensors to be averaged along, such as w_avg. parts: how many backward
+        Shapes: buffers: other tensors to average, such as w_avg. parts: how many backward
                 passes were added up in the gradients (--accumulate).
         Proved: tests/test_machine.py::test_two_processes_have_the_gradients_of_one
         """
@@ -333,7 +333,7 @@ class Team:
                 _in_one_message(list(network.parameters()), lambda flat: dist.broadcast(flat, 0))
 
     def leave(self, code):
-        """End this process of several at once. All must be written by now.
+        """End this process, one of several, at once. All must be written by now.
 
         gloo's threads, taken down in order while another process still works, were seen to end a
         finished run with an abort, rarely (torch 2.14, CPU; the cause was not found).
@@ -428,11 +428,11 @@ def listen(team, store, minutes):
 
 
 def give_up(why):
-    """End this process of several at once, in the middle of whatever it waits for, with a sentence.
+    """End this process, one of several, in the middle of whatever it waits for, with a sentence.
 
     The first process of each machine says it. The chief knows how to go on.
     """
-    # Whoever reads stderr, or the run's folder, may have gone with the other machine.
+    # Printing, or looking into the run's folder, may hang: both may be on the other machine.
     emergency = threading.Timer(10, os._exit, [1])
     emergency.daemon = True
     emergency.start()

@@ -617,6 +617,9 @@ def read(argv=None):
     Errors:  UserError, one sentence that says what to type.
     """
     typed = parse_args(argv)
+    for name in ("resume", "out", "cache"):
+        if typed.get(name) == "":
+            raise UserError(f"--{name}: an empty path")
     resume, out = typed.pop("resume", None), typed.pop("out", None)
     resume, out = resume and pathlib.Path(resume), out and pathlib.Path(out)
     device = machine.device_of_this_process(typed.pop("device", None))
@@ -648,7 +651,8 @@ def read(argv=None):
         if checkpoint:
             raise UserError(f"--resume {resume}: {error}") from None
         raise
-    if options["freeze_d"] and checkpoint["progress"]["resolution"] < options["resolution"]:
+    if options["freeze_d"] and (checkpoint["progress"]["resolution"] != options["resolution"]
+                                or checkpoint["progress"]["phase"] != "stabilize"):
         raise UserError(f"--resume {resume}: --freeze-d {options['freeze_d']}: D has not grown to "
                         f"{options['resolution']} px yet, and what is frozen would never learn")
     if checkpoint and "cache" not in typed and not os.path.isdir(options["cache"]):

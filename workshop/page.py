@@ -18,6 +18,7 @@ import base64
 import binascii
 import contextlib
 import functools
+import getpass
 import hashlib
 import os
 import pathlib
@@ -84,6 +85,19 @@ def import_gradio():
 
     safehttpx.async_validate_url = processing_utils.async_ssrf_protected_get = refuse
     return gradio
+
+
+def password_of(typed):
+    """--password, asked for at the terminal if it is "-".   Errors: UserError if none comes.
+
+    Proved: tests/test_explore.py::test_a_password_that_is_not_typed_lets_nobody_in
+    """
+    if typed != "-":
+        return typed
+    with contextlib.suppress(EOFError):
+        if password := getpass.getpass("password of the page: "):
+            return password
+    raise UserError("--password -: none was typed; --password '' lets everyone in")
 
 
 def launch(demo, host, port, password, browser):

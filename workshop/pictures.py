@@ -79,8 +79,9 @@ def _printable(text):
 class Source(NamedTuple):
     """Where the pictures are: kind "folder", "zip" or "painted", its path, their names, sorted.
 
-    `stamp` changes when the pictures do: it is made of names, sizes and times of change. (A copy
-    may have other times. What pictures ARE is known by `contents_of`, once they are packed.)
+    `stamp` changes when the pictures do: it is made of names, sizes and times of change (in a .zip:
+    CRCs). (A copy may have other times. What pictures ARE is known by `contents_of`, once they are
+    packed.)
     `left`: what else lies there, in words, "" if nothing.
     """
     kind: str
@@ -519,9 +520,10 @@ def pack_pictures(source, resolution, cache="cache", workers=1, max_bad=1.0,
 
     How:    everything is written to a folder of another name, which is renamed when it is
             complete; so a folder with the right name is a whole cache. The name ends in a
-            fingerprint of the pictures and options: when these change, another cache is made. The
-            old one is left, since a run may be using it, and named as one that can be deleted. A
-            cache that was copied is looked through once (`_is_whole`).
+            fingerprint of the pictures, their folder and the options: when one changes, another
+            cache is made. The old one (of the same folder) is left, since a run may be using it,
+            and named as one that can be deleted. A cache that was copied is looked through once
+            (`_is_whole`).
     Errors: DataError: no room on the disk, too many damaged pictures, none left.
     Proved: tests/test_pictures.py::test_the_cache_is_rebuilt_when_files_or_options_change,
             ::test_an_interrupted_cache_is_built_again, ::test_the_disk_is_checked_before_writing,
@@ -922,8 +924,8 @@ def find_split(o, checkpoint, source, contents, images):
         return wanted if o.evaluate_kimg is not None else None
     split = checkpoint["progress"].get("split")
     if split is None and o.evaluate_kimg is not None:
-        raise UserError("--evaluate-kimg: this run has learned from all of its pictures, and none "
-                         "can be held out any more; give it to a new run")
+        raise UserError("--evaluate-kimg: the run that is resumed held no pictures out, and it is "
+                        "too late to begin; give it to a new run")
     if split is not None and (split["images"] != images or not same_pictures(
             checkpoint["progress"], source, contents)):
         raise UserError(f"the pictures of {source.path} have changed since some were held out, "

@@ -4,7 +4,7 @@ Used by: train.py, whose loop calls `Run.after_step` once a step.
 Needs:   torch, torchvision, numpy, Pillow, tqdm, tensorboard.
 
 A run's folder:
-  settings.json       the command that repeats the run, and where it was resumed
+  settings.json       the command that begins such a run again, and where it was resumed
   log.jsonl           a line a tick: losses, variety, speed, memory       (also for TensorBoard)
   metrics.jsonl       a line a measurement (--evaluate-kimg)
   samples/            reals.png; the same z after as many images as the name says; with --augment
@@ -145,7 +145,7 @@ def make_run_folder(out, name, resume):
 
 
 def write_settings(folder, o, processes, nimg):
-    """settings.json: the command that repeats this run, and where it was resumed."""
+    """settings.json: the command that begins such a run again, and where it was resumed."""
     path, resumed = folder / "settings.json", []
     try:
         if path.is_file():
@@ -155,8 +155,11 @@ def write_settings(folder, o, processes, nimg):
         print(f"note: {path} was damaged; it is kept as settings.json.damaged", file=sys.stderr)
     if o.resume is not None:
         resumed.append({"from": str(o.resume), "nimg": nimg})
+    begun = resumed[0].get("from") if resumed and isinstance(resumed[0], dict) else None
+    other = begun and pathlib.Path(begun).resolve().parent != folder.resolve()     # of another run
     replace_text(path, json.dumps({
-        "repeat": o.command, "resumed": resumed, "torch": torch.__version__,
+        "repeat": o.command + (f" --resume {shlex.quote(begun)}" if other else ""),
+        "resumed": resumed, "torch": torch.__version__,
         "device": str(o.device), "processes": processes, "launch": machine.launch_id(),
         "options": o.typed}, indent=2) + "\n")
 
@@ -271,7 +274,9 @@ class Run:
     def _resume(self, checkpoint):
         """Give everything the state that it had. Returns what `start` returns."""
         progress = checkpoint["progress"]
-        self.pictures_since = progress.get("pictures_since", 0)
+        # What was imported names no pictures: these are new to it, whatever its nimg is.
+        self.pictures_since = progress.get(
+            "pictures_since", 0 if "pictures" in progress else progress["nimg"])
         if not pictures.same_pictures(progress, self.pictures.source, self.pictures.contents):
             self.pictures_since = progress["nimg"]
             self.team.say("note: the pictures are not those that the checkpoint was trained with; "
@@ -315,7 +320,7 @@ class Run:
     def _rehearse(self, nimg, training_step, judge):
         """How long will it take, and does it fit? Steps on copies, at each resolution to come.
 
-        The copies are not compiled: with --compile the time is a guess from above.
+        The copies are not compiled: with --compile a run took longer wherever it was tried.
         """
         o, team = self.o, self.team
         # One call for all four, so that the copied Adams hold the weights of the copied networks.

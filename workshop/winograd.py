@@ -11,8 +11,8 @@ In one dimension first. A kernel g of 3 numbers makes 4 outputs y from 6 inputs 
     y[i] = g[0] d[i] + g[1] d[i+1] + g[2] d[i+2],        12 multiplications.
 
 Polynomials do it with 6. Let g(p) = g[0] + g[1] p + g[2] p^2, and h(p) have any 4 coefficients h.
-The product g(p) h(p) has 6. They follow from its values at 6 points ("infinity" is one, where the
-value is the last coefficient), and each value is one multiplication of numbers:
+The product g(p) h(p) has 6 of them. They follow from its values at 6 points ("infinity" is one,
+where the value is the last coefficient), and each value is one multiplication of numbers:
 
     coefficients of g h  =  E6^-1 [(E3 g) * (E4 h)],     En: n coefficients -> values at 6 points.
 
