@@ -465,7 +465,7 @@ def main(argv=None):
     password = page.password_of(o.password)
     for path in o.models:
         if not pathlib.Path(path).is_file():
-            raise UserError(f"{path}: no such checkpoint")
+            raise UserError(f"{path}: no such checkpoint file")
     # A heap for each of the server's threads would grow for hours.
     machine.share_heaps()
     page.import_gradio()

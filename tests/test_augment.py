@@ -17,7 +17,7 @@ import augment
 import stylegan_losses as losses
 import tiny
 import train
-from conftest import ROOT
+from conftest import ROOT, refused
 from workshop import UserError, machine, options, variety
 
 
@@ -251,6 +251,10 @@ def test_a_run_on_few_pictures_says_when_d_knows_them_by_heart(tmp_path, monkeyp
              *tiny.RUN, "--total-kimg", "0.1"]
     assert train.main([*words, "--out", "donor"]) == 0                     # 70 pictures
     assert "by heart" not in capsys.readouterr().out                       # control
+    # In the donor's own folder the new run would be written over it.
+    code, said = refused(train.main, ["--resume", "donor/checkpoint.pt", "--data", photos,
+                                      "--freeze-d", "8", "--total-kimg", "0.25"], capsys)
+    assert code == 2 and "name a new folder with --out" in said
     assert train.main(["--resume", "donor/checkpoint.pt", "--data", str(photos), "--out", "moved",
                        "--freeze-d", "8", "--total-kimg", "0.25", "--device", "cpu"]) == 0
     out = capsys.readouterr().out

@@ -125,6 +125,9 @@ def test_a_bad_checkpoint_gets_one_clear_sentence(tmp_path):
     refused("no such file")
     path.mkdir()
     refused("a folder")
+    (path / "checkpoint.pt").touch()
+    refused(f"type {path / 'checkpoint.pt'}")                  # a run's
+    (path / "checkpoint.pt").unlink()
     path.rmdir()
     path.write_bytes(b"hello")
     refused("not a checkpoint")

@@ -514,6 +514,9 @@ def test_the_command_to_go_on_starts_as_many_processes(monkeypatch):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         return machine.launcher()
+    monkeypatch.delenv("UV", raising=False)
+    assert typed(UV="/bin/uv") == ["uv", "run"]                # `uv run train.py`
+    monkeypatch.delenv("UV")
     assert typed() == ["python"]
     assert typed(TORCHELASTIC_RUN_ID="none", GROUP_WORLD_SIZE="1", LOCAL_WORLD_SIZE="1",
                  GROUP_RANK="0", MASTER_ADDR="10.0.0.1", MASTER_PORT="29500") == ["python"]

@@ -89,7 +89,9 @@ def load_checkpoint(path):
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
     if not path.is_file():
-        raise CheckpointError(f"{path}: a folder, not a checkpoint file")
+        inside = path / "checkpoint.pt"
+        raise CheckpointError(f"{path}: a folder, not a checkpoint file" + (
+            f"; type {inside}" if inside.is_file() else ""))
     check_outside(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

@@ -462,7 +462,7 @@ def launcher():
     machines, here = (int(os.environ.get(name, 1)) for name in (
         "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if "TORCHELASTIC_RUN_ID" not in os.environ or machines * here == 1:
-        return ["python"]
+        return ["uv", "run"] if "UV" in os.environ else ["python"]     # uv tells its children
     if machines == 1:
         return ["torchrun", "--standalone", f"--nproc_per_node={here}"]
     networks = [f"{name}={os.environ[name]}" for name in

@@ -174,8 +174,8 @@ def find_source(path, checkpoint, typed=None):
         raise UserError(f"{path}: does not say which pictures it was trained with; name some with "
                         f"--data")
     if run["data"] is not None and not in_its_own_run(path, checkpoint):
-        raise UserError(f"{path}: names the pictures {run['data']!r}, which is believed only in "
-                        f"the folder of its run; name them with --data")
+        raise UserError(f"{path}: names the pictures {run['data']!r}, and no settings.json beside "
+                        f"it says the same; name them with --data")
     return pictures.find_pictures(run["data"])
 
 

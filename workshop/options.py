@@ -265,8 +265,8 @@ PRESETS = {
         r1_gamma="3", r1_interval=8, fade_kimg="80", stabilize_kimg="80",
         total_kimg=1500.0, ema_halflife_kimg=10.0, tick_kimg=20.0, samples_kimg=50.0,
         checkpoint_kimg=200.0, workers=2),
-    # [MACHINE] The widths of the default, so that a CPU can do it at all: an experiment, not the
-    #           paper. 2 cores at 64 px: about an hour (estimated from its measured speeds).
+    # [MACHINE] Narrow networks, so that a CPU can do it at all: an experiment, not the paper.
+    #           2 cores at 64 px: about an hour (estimated from its measured speeds).
     "your pictures on a CPU": dict(
         resolution=64, channel_base=1024, channel_max=64, latent_dim=64, style_dim=64,
         mapping_dim=64, mapping_layers=4, batch="4:32,8:16", learning_rate="0.003",
@@ -600,8 +600,8 @@ def without_paths(resume, run, typed):
                            ("evaluate_features", "the program",
                             (None, "inception", "efficientnet-lite0"))):
         if run.get(key) not in own and key not in typed:
-            raise UserError(f"{resume}: names {what} {run[key]!r}, which is believed only in the "
-                            f"folder of its run; name yours with --{key.replace('_', '-')}")
+            raise UserError(f"{resume}: names {what} {run[key]!r}, and no settings.json beside it "
+                            f"says the same; name yours with --{key.replace('_', '-')}")
     return {key: value for key, value in run.items() if key != "cache"}
 
 
@@ -651,6 +651,9 @@ def read(argv=None):
         if checkpoint:
             raise UserError(f"--resume {resume}: {error}") from None
         raise
+    if own and not interrupted and typed.get("freeze_d") not in (None, run.get("freeze_d")):
+        raise UserError(f"--freeze-d {typed['freeze_d']}: begins another run, which would be "
+                        f"written over that in {own}; name a new folder with --out")
     if options["freeze_d"] and (checkpoint["progress"]["resolution"] != options["resolution"]
                                 or checkpoint["progress"]["phase"] != "stabilize"):
         raise UserError(f"--resume {resume}: --freeze-d {options['freeze_d']}: D has not grown to "

@@ -340,6 +340,9 @@ class Run:
 
         reached = [stage.resolution for stage in self.stages
                    if nimg < stage.end and stage.start < self.total]
+        killed = ' (if the system says "Killed" now: a smaller --batch)' * (o.device.type == "cpu")
+        team.say(f"trying a step at {', '.join(map(str, sorted(set(reached))))} px{killed}",
+                 flush=True)
         try:
             intervals = [o.r1_interval] + [o.path_interval] * bool(o.path_weight)
             self.speeds, untried = machine.rehearse(step, sorted(set(reached)), o.batch, intervals,
@@ -355,7 +358,8 @@ class Run:
         left = clock(seconds_left(nimg, self.stages, self.speeds, self.total))
         team.say("measured, images/s: " + ", ".join(
             f"{1 / s:.1f} at {r} px" for r, s in self.speeds.items() if r not in untried)
-            + f"; this run will take about {left}")
+            + f"; this run will take about {left}" + ", and its measurements" * (
+                bool(o.evaluate_kimg)))
         if untried:
             team.say(f"note: not tried, since a step would take too long: "
                      f"{', '.join(map(str, untried))} px; the time there is a guess, and whether "

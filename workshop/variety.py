@@ -80,7 +80,8 @@ def by_heart(signs, shown, o):
     return (f"by heart: D has seen each picture {shown:.0f} times, and calls "
             f"{50 + 50 * signs:.0f} % of them real. What it tells G is worth less and less.\n"
             f"  To try: more pictures{strength}; or go on from a network that was trained on "
-            f"pictures like them (--resume OTHER.pt --freeze-d {max(8, o.resolution // 4)}).")
+            f"pictures like them (--resume OTHER.pt --freeze-d {max(8, o.resolution // 4)} "
+            f"--out NEW, with a --total-kimg beyond what that one has seen).")
 
 
 def accusation(samples, reals, o, resolution, older):
