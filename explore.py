@@ -18,9 +18,8 @@ alone, and psi leaves w alone. It also says which command makes the same picture
 options of generate.py cannot say, mixing and directions, is in ws, and ws fits into a file that
 generate.py takes.
 
-Several tabs may look at once. What a tab shows lies in its own controls. The networks are shared
-under one lock (`page.LOCK`). Long work, a video or a photograph, takes it for a step at a time, so
-that the sliders of other tabs go on meanwhile.
+Several tabs may look at once; what each shows lies in its own controls. The networks are shared
+under one lock (`page.LOCK`), which long work, a film or a photograph, takes for a step at a time.
 
 How the page is laid out, what gradio needs to be told, and how files come and go, is looked up in
 workshop/page.py.
@@ -101,7 +100,7 @@ class Network:
         self.path, self.model, self.layers = path, model, model.layers
         self.spread = project.spread_of_w(model.G)
         for name, count in (("w", 256), ("directions", 64), ("ws", 64), ("picture", 16)):
-            setattr(self, name, functools.lru_cache(count)(getattr(self, name)))
+            setattr(self, name, functools.lru_cache(count)(page.alone(getattr(self, name))))
 
     def w(self, face):
         """A face -> [1, 1 or L, S], not truncated.
@@ -144,14 +143,17 @@ class Network:
     def ws_of(self, look):
         return self.ws(look.face, look.psi, look.cutoff, look.mixes, look.moves)
 
+    @page.alone
+    def numbers_of(self, look):
+        return self.ws_of(look).cpu()
+
     def model_of(self, look, psi=1.0, cutoff=None):
         """The `generate.Model` with the look's noise, and with a truncation that is still to do."""
         return self.model._replace(noise=look.noise, seed=look.noise_seed, psi=psi, cutoff=cutoff,
                                    strengths=self.strengths_of(look))
 
     def strengths_of(self, look):
-        """{resolution: factor}, as --noise-strength reads it: each holds up to the next. Or None.
-        """
+        """{resolution: factor} for --noise-strength: each holds up to the next. Or None."""
         table = Table()
         for r, factor in zip(models.resolutions_up_to(self.model.resolution), look.strengths):
             if factor != (table[r] if table else 1.0):
@@ -162,7 +164,7 @@ class Network:
     def file_of(self, look):
         """The name of the look's file: its face, and a checksum of its ws: seed0005-1a2b3c4d."""
         name = f"seed{look.face:04d}" if isinstance(look.face, int) else look.face.name
-        return f"{name}-{zlib.crc32(self.ws_of(look).cpu().numpy().tobytes()):08x}"
+        return f"{name}-{zlib.crc32(self.numbers_of(look).numpy().tobytes()):08x}"
 
     def render(self, look, **how):
         """One image, float [3, R, R]; `how`: of a smaller resolution.
@@ -204,7 +206,7 @@ class Network:
     def save_w(self, look):
         """The look's ws as a file for `generate.py --w`, at a place that page.py has chosen."""
         path = page.place_for(f"{self.file_of(look)}.npz")
-        project.save_w(path, self.ws_of(look)[0], [], self.layers)
+        project.save_w(path, self.numbers_of(look)[0], [], self.layers)
         return path
 
     # ---- 3. More than one picture ----
@@ -241,7 +243,7 @@ class Network:
         Units:  size 1 is as far as a face is from the average one, typically.
         Proved: tests/test_explore.py::test_children_are_near_their_parent_and_keep_its_noise
         """
-        ws = self.ws_of(look)[0].cpu()                                                 # [L, S]
+        ws = self.numbers_of(look)[0]                                                  # [L, S]
         stream = np.random.RandomState(zlib.crc32(ws.numpy().tobytes()))
         steps = torch.from_numpy(stream.standard_normal((count, 1, ws.shape[1]))).float()
         steps *= size * self.spread / steps.norm(dim=2, keepdim=True)
@@ -329,14 +331,16 @@ class Network:
         """
         with page.without_path(path):
             target = project.read_target(path, self.model.resolution)
-        distance = project.find_distance(None, self.model.G.w_avg.device, self.model.resolution)
-        found = project.search(
-            self.model.G, self.model.resolution, self.model.alpha,
-            target.to(self.model.G.w_avg.device), steps, per_layer=per_layer, distance=distance)
+        with page.LOCK:
+            device = self.model.G.w_avg.device
+            distance = project.find_distance(None, device, self.model.resolution)
+            found = project.search(
+                self.model.G, self.model.resolution, self.model.alpha, target.to(device), steps,
+                per_layer=per_layer, distance=distance)
         target = as_bytes(target[0])
-        for step, (w, losses) in enumerate(page.in_turns(found)):
+        for step, w in enumerate(page.in_turns(w.cpu() for w, _ in found)):
             if step % 10 == 0 or step == steps:
-                face = Given(page.base_name(pathlib.Path(path).stem), w.cpu().numpy().tobytes())
+                face = Given(page.base_name(pathlib.Path(path).stem), w.numpy().tobytes())
                 picture = self.picture(Look(face))
                 away = np.sqrt(np.square(picture - target.astype(float)).mean())
                 yield target, picture, (

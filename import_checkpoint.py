@@ -29,7 +29,6 @@ import math
 import pathlib
 import re
 import reprlib
-import shlex
 import shutil
 from typing import NamedTuple
 
@@ -875,7 +874,7 @@ def main(argv=None):
         print(f"note: {line}")
     cutoff = " --cutoff 8" if kind == "StyleGAN" else ""
     print(f"{out}: {out.stat().st_size / 1e6:.0f} MB\n"
-          f"look at it:   python generate.py {shlex.quote(str(out))} samples --psi 0.7{cutoff}")
+          f"look at it:   python generate.py {machine.spoken([out])} samples --psi 0.7{cutoff}")
     if can_be_trained(imported):
         print(f"train it on:  {options.go_on(out, 'photos/')}\n"
               f"              goes on at {progress['nimg'] / 1000:g} kimg, and ends at "

@@ -165,7 +165,9 @@ def loss_of(image, target, distance=None, weight=1.0):
     if distance is not None:
         factor = max(1, image.shape[2] // LARGEST_SEEN)
         image, target = (F.avg_pool2d(x, factor) for x in (image, target))
-        loss = loss + weight * distance(image, target).sum().to(loss)
+        # The type first: on the way back a Mac's GPU must not meet a float64, which it has not.
+        distances = distance(image, target).sum()
+        loss = loss + weight * distances.to(loss.dtype).to(loss.device)
     return loss
 
 

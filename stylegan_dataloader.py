@@ -285,7 +285,7 @@ class Pictures:
         """--workers, or as many as there is room for, which is said."""
         room = 3 * resolution ** 2 * batch // self.team.processes
         workers, why = machine.workers_that_fit(self.o.workers, room)
-        if why:
+        if why and machine.first_here():
             self._note(f"--workers {workers} at {resolution} px and not {self.o.workers}: {why}")
         return workers
 

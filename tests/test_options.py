@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import morph
+import stylegan_models as models
 import train
 from conftest import ROOT, refused
 from workshop import UserError, checkpoints, machine, options
@@ -201,6 +202,25 @@ SITUATIONS = [({}, CPU), ({}, GPU), ({"data": "x"}, CPU), ({"data": "x"}, GPU)]
 
 
 @pytest.mark.parametrize("architecture", [{}, {"architecture": "stylegan2"}])
+@pytest.mark.parametrize("processes", [1, 2, 3, 8, 16])
+def test_a_default_batch_can_be_shared_by_any_number_of_processes(architecture, processes):
+    """Lesson: the official batches for one GPU end at 4 images. Eight GPUs want 32, or D would
+    compare an image with itself. What is typed is not touched; the refusal says what would do."""
+    for typed, device in SITUATIONS:
+        o, _ = options.complete_options({**typed, **architecture}, device, processes=processes)
+        alone, _ = options.complete_options({**typed, **architecture}, device)
+        for r in models.resolutions_up_to(o["resolution"]):
+            part, rest = divmod(o["batch"][r], processes * o["accumulate"][r])
+            assert rest == 0 and (processes == 1 or part % 4 == 0)
+            assert alone["batch"][r] <= o["batch"][r] < alone["batch"][r] + 4 * processes
+    if processes == 8:
+        typed = {"data": "x", "batch": options.read_table("4:128,512:4", int), **architecture}
+        with pytest.raises(UserError, match="--batch 4:128,512:8 can"):
+            options.complete_options({**typed, "accumulate": options.read_table("1", int)}, GPU,
+                                     processes=8)
+
+
+@pytest.mark.parametrize("architecture", [{}, {"architecture": "stylegan2"}])
 def test_every_situation_has_a_complete_set_of_options(architecture):
     sizes = set()
     for typed, device in SITUATIONS:
@@ -245,8 +265,9 @@ def test_stylegan2_has_the_official_settings_and_does_not_grow():
     typed = {"architecture": "stylegan2", "path_weight": 0.0, "r1_interval": 1}
     o, _ = options.complete_options(typed, CPU)
     assert (o["path_weight"], o["r1_interval"]) == (0.0, 1)
-    # A batch that cannot be cut into 8 parts is cut into as many as can be, with any gamma.
-    for batch, processes, parts in ((32, 1, 8), (32, 8, 4), (12, 1, 4), (2, 2, 1)):
+    # A batch is cut into no more parts than leave 4 images in each, with any gamma.
+    for batch, processes, parts in ((32, 1, 8), (32, 8, 1), (24, 1, 2), (12, 1, 1), (6, 1, 1),
+                                    (2, 2, 1)):
         for more in ({}, {"r1_gamma": options.read_table("5")}):
             o, _ = options.complete_options({
                 "architecture": "stylegan2", "data": "x", "batch": options.read_table(batch, int),

@@ -92,7 +92,43 @@ def test_the_second_signal_of_a_kind_does_not_wait():
         stop(signal.SIGINT, None)
 
 
+def test_torchrun_that_passes_a_signal_on_is_not_impatient(monkeypatch):
+    """Lesson: a batch system sends SIGTERM to all processes of a job, and torchrun sends it once
+    more to its own. Both mean: stop after this step."""
+    stop = run.StopRequest()
+    stop(signal.SIGTERM, None)
+    with pytest.raises(KeyboardInterrupt):                     # control: by hand, twice
+        stop(signal.SIGTERM, None)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    stop(signal.SIGTERM, None)
+    assert stop.signal == signal.SIGTERM
+    stop(signal.SIGINT, None)
+    assert stop.signal == signal.SIGTERM
+
+
 # ---- 3. the folder ----
+
+
+def test_a_file_that_somebody_reads_is_waited_for(tmp_path, monkeypatch):
+    """Lesson: Windows renames nothing over a file that is open, and somebody looks into
+    checkpoint.pt just when the run writes it. Elsewhere an error is one at once."""
+    import workshop
+    (tmp_path / "new").write_text("new")
+    tried, rename = [], os.replace
+
+    def busy(source, target):
+        tried.append(1)
+        if len(tried) < 4:
+            raise PermissionError(13, "in use")
+        rename(source, target)
+    monkeypatch.setattr(workshop, "os", types.SimpleNamespace(name="nt", replace=busy))
+    monkeypatch.setattr(workshop, "time", types.SimpleNamespace(sleep=lambda seconds: None))
+    workshop.replace(tmp_path / "new", tmp_path / "old")
+    assert len(tried) == 4 and (tmp_path / "old").read_text() == "new"
+    tried.clear()
+    workshop.os.name = "posix"
+    with pytest.raises(PermissionError):                       # control
+        workshop.replace(tmp_path / "old", tmp_path / "new")
 
 
 def test_a_run_gets_the_next_number_and_a_checkpoint_goes_on_in_its_own_folder(

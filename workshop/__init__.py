@@ -7,6 +7,7 @@ augment.py; and run.py imports evaluate.py, where it measures.
 
 import contextlib
 import os
+import time
 
 
 class UserError(ValueError):
@@ -36,10 +37,25 @@ def naming(path, temporary=None):
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+def replace(source, target):
+    """os.replace. On Windows it fails while somebody has one of the two open: a program that reads
+    the checkpoint, or a virus scanner. So there it is tried for half a minute.
+
+    Proved: tests/test_run.py::test_a_file_that_somebody_reads_is_waited_for
+    """
+    for _ in range(60 if os.name == "nt" else 0):
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            time.sleep(0.5)
+    return os.replace(source, target)
+
+
 def check_writable(path, option="--out"):
     """Refuse a path that cannot be written, before hours are spent on what would go there.
 
-    Of its folders some may be missing; they would be made. (A network's disk may still say no.)
+    Of its folders some may be missing; they would be made. (A network's disk may still say no, and
+    Windows says yes of every folder.)
     Errors: UserError.
     Proved: tests/test_places.py::test_a_place_that_cannot_be_written_is_known_beforehand
     """

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 
 import stylegan_models as models
-from workshop import machine, naming
+from workshop import machine, naming, replace
 from workshop.pickles import (
     BoundedFile, CheckpointError, Unreadable, all_notes, as_notes, numbers_of, read_pickle,
     record_of, records_of, shown, visible)
@@ -67,7 +67,7 @@ def save_checkpoint(path, checkpoint):
                     raise OSError(f"cannot be written; full disk? ({reason})") from error
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 

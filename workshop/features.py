@@ -93,7 +93,7 @@ def inception(device, weights=None, distance_only=False):
 
     def classes(features):
         # Without the bias, as the inception score has been computed since its first code.
-        return features @ network.fc.weight.T.to(features)
+        return features @ network.fc.weight.T.cpu().to(features)       # in two: MPS has no float64
 
     return Features("", compute, classes, lpips_distance, {
         "features": "inception-v3-compat", "features_fingerprint": fingerprint_of(path),
@@ -123,7 +123,8 @@ def efficientnet_lite0(device):
         return maps.mean(dim=(2, 3))
 
     def classes(features):
-        return F.linear(features, network._fc.weight.to(features), network._fc.bias.to(features))
+        return F.linear(features, network._fc.weight.cpu().to(features),
+                        network._fc.bias.cpu().to(features))           # in two: MPS has no float64
 
     return Features("EffLite0", compute, classes, functools.partial(unit_distance, compute), {
         "features": "efficientnet-lite0", "features_fingerprint": fingerprint_of(path),
@@ -148,7 +149,8 @@ def torchscript(path, device):
         with warnings.catch_warnings():
             # torch 2.14 calls it deprecated, but it is the format in which such networks come.
             warnings.simplefilter("ignore", FutureWarning)
-            network = torch.jit.load(str(path), map_location=device).eval()
+            with open(path, "rb") as file:     # torch's own opening knows no umlauts on Windows
+                network = torch.jit.load(file, map_location=device).eval()
     except (RuntimeError, ValueError, OSError):
         raise UserError(f"--features {path}: not a TorchScript file") from None
     for parameter in network.parameters():

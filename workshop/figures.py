@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from stylegan_dataloader import to_pixels
-from workshop import UserError, check_writable, naming
+from workshop import UserError, check_writable, naming, replace
 
 # ---- 1. Tiles --------------------------------------------------------------------------------
 #
@@ -246,7 +246,7 @@ def written(path):
         open(temporary, "xb").close()
         try:
             yield temporary
-            os.replace(temporary, path)
+            replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -19,9 +19,11 @@ import multiprocessing
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -247,7 +249,7 @@ def as_written():
 # ---- 3. The team -----------------------------------------------------------------------------
 #
 # torchrun starts this program several times. All do the same, each with its part of every batch;
-# only the first one, the chief, writes and talks.
+# only the first one, the chief, writes and talks (errors may come from all).
 
 # While train.py trains: a function that says how to go on, for the sentence of an error.
 how_to_go_on = []
@@ -257,7 +259,8 @@ class Team:
     """The processes of one torchrun command, or one process alone.
 
     Process `rank` of `processes` takes samples rank, rank + processes, rank + 2 processes, ... of a
-    batch, so that the groups of the minibatch stddev are those of one process.
+    batch, so that the groups of the minibatch stddev are those of one process, if the parts are
+    multiples of 4.
     """
 
     def __init__(self, device):
@@ -333,12 +336,17 @@ class Team:
                 _in_one_message(list(network.parameters()), lambda flat: dist.broadcast(flat, 0))
 
     def leave(self, code):
-        """End this process, one of several, at once. All must be written by now.
+        """End this process, one of several, at once; after a stop or a NaN all together.
 
+        torchrun ends all others as soon as one ends with a code; and the chief may still write.
         gloo's threads, taken down in order while another process still works, were seen to end a
         finished run with an abort, rarely (torch 2.14, CPU; the cause was not found).
         """
         if dist.is_initialized():
+            if code:
+                self.alone = False
+                with contextlib.suppress(RuntimeError):        # whoever has gone is not waited for
+                    self.agreed(0)
             sys.stdout.flush(), sys.stderr.flush()
             end_children()
             os._exit(code)
@@ -373,9 +381,12 @@ def join(device, minutes):
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                                     store=dist.PrefixStore(f"attempt {attempt}", store),
                                     rank=rank, world_size=processes, timeout=limit)
+            if device.type == "cuda":          # NCCL itself meets when it is first used: now
+                dist.all_reduce(torch.zeros(1, device=device))
+                torch.cuda.synchronize(device)
         except RuntimeError as error:
             raise UserError(
-                f"the processes do not reach one another ({str(error).splitlines()[0]}); on several"
+                f"the processes do not reach one another ({reason(error)}); on several"
                 f" machines say through which network, for instance GLOO_SOCKET_IFNAME=eth0 and "
                 f"NCCL_SOCKET_IFNAME=eth0 in front of torchrun") from None
     return team
@@ -452,9 +463,26 @@ def another_has_gone(error):
         isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
+def reason(error):
+    """The line of an error that says why: of NCCL's the last one, of others the first."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if "NCCL" in str(error) else 0][:200]
+
+
+def processes_here():
+    """How many processes of torchrun share this machine; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def first_here():
     """Is this the first process of its machine?"""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def spoken(words):
+    """Words as one line for the shell. (Windows' cmd.exe knows no single quotes.)"""
+    words = list(map(str, words))
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def launcher():
@@ -480,7 +508,7 @@ def device_of_this_process(name):
     if (name or "cuda").startswith("cuda") and torch.cuda.is_available():
         # At once: each that looked at the first GPU before would hold some of its memory.
         return pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
-    device = pick_device(name)
+    device = pick_device(name or "cpu")                        # and not a Mac's one GPU
     if device.type != "cpu":
         raise UserError(f"--device {device}: torchrun needs CUDA or a CPU")
     return device

@@ -137,7 +137,10 @@ def start(main, program, interrupted="stopped", argv=None):
         fail(program, sentence_of(error))
     except (RuntimeError, MemoryError) as error:
         if machine.another_has_gone(error):
-            machine.give_up("another process of this run has ended, or its machine has gone")
+            why = "another process of this run has ended, or its machine has gone"
+            if "NCCL" in str(error):                           # it has reasons of its own, too
+                why = f"NCCL failed ({machine.reason(error)}; NCCL_DEBUG=INFO tells more)"
+            machine.give_up(why)
         if not machine.out_of_memory(error):
             raise
         fail(program, "not enough memory on this device; a smaller --batch, where there is one, "
@@ -205,8 +208,8 @@ def nobody_reads(name="stdout"):
 
 def go_on(checkpoint, data=None):
     """The command that goes on from a checkpoint, to be pasted."""
-    return shlex.join([*machine.launcher(), "train.py", "--resume", str(checkpoint),
-                       *(["--data", data] if data else [])])
+    return machine.spoken([*machine.launcher(), "train.py", "--resume", checkpoint,
+                           *(["--data", data] if data else [])])
 
 
 # ---- 2. A run's folder belongs to one process -------------------------------------------------
@@ -303,7 +306,8 @@ STYLEGAN2_PRESETS = {
     "painted faces on a GPU": dict(channel_base=8192, batch="32", learning_rate="0.002",
                                    r1_gamma="2"),
     "your pictures on a CPU": dict(batch="16", r1_gamma="2"),                # tried, likewise
-    # [MACHINE] 1 GPU with 16 GB or more (not measured): 4 images at a time, 8 times a step.
+    # [MACHINE] 1 GPU with 16 GB or more (not measured): 4 images at a time, 8 times a step; or 8
+    #           GPUs, once.
     "your pictures on a GPU": dict(channel_base=16384, batch="32", accumulate="8",
                                    learning_rate="0.002"),
 }
@@ -475,7 +479,7 @@ def complete_options(typed, device, resumed=None, processes=1):
         if typed.get("architecture") == "stylegan2":
             base |= {**STYLEGAN2, **STYLEGAN2_PRESETS[situation]}
             base["initial_resolution"] = typed.get("resolution", base["resolution"])
-        base["workers"] = min(base["workers"], machine.cores())
+        base["workers"] = min(base["workers"], max(1, machine.cores() // machine.processes_here()))
         if device.type == "cuda":
             base["precision"] = "tf32"
         if device.type == "cpu" and machine.multiplies_bfloat16():
@@ -489,13 +493,18 @@ def complete_options(typed, device, resumed=None, processes=1):
                        ("stabilize_kimg", float)):
         if isinstance(options[name], str):
             options[name] = read_table(options[name], kind)
+    if resumed is None and "batch" not in typed and processes > 1:
+        # The minibatch stddev compares 4 images, so each process gets 4, or a multiple. (So does
+        # each of 8 GPUs in the official code, with the same learning rates.)
+        options["batch"] = shared(options["batch"], dict.fromkeys(options["batch"], 4 * processes))
     if options["architecture"] == "stylegan2":
         batch = max(1, options["batch"][options["resolution"]])
         if options["r1_gamma"] is None:                        # new, or imported
             options["r1_gamma"] = Table({4: heuristic_gamma(options["resolution"], batch)})
-        if resumed is None and "accumulate" not in typed:      # no more parts than can be
-            options["accumulate"] = Table({4: math.gcd(max(1, batch // processes),
-                                                       options["accumulate"][4])})
+        if resumed is None and "accumulate" not in typed:      # in each part the 4 that D compares
+            fours, rest = divmod(batch // processes, 4)
+            options["accumulate"] = Table({4: 1 if rest or not fours else math.gcd(
+                fours, options["accumulate"][4])})
     if options["data"] == "":
         raise UserError("--data: an empty path")
     for name in ("resolution", "initial_resolution"):
@@ -550,9 +559,16 @@ def complete_options(typed, device, resumed=None, processes=1):
     for r in models.resolutions_up_to(options["resolution"]):
         batch, accumulate = options["batch"][r], options["accumulate"][r]
         if batch % (processes * accumulate) and r >= options["initial_resolution"]:
-            raise UserError(f"--batch {batch} at {r} px cannot be divided by {processes} "
-                             f"processes times --accumulate {accumulate}")
+            wanted = shared(options["batch"], {r: processes * options["accumulate"][r]
+                                               for r in options["batch"]})
+            raise UserError(f"--batch {batch} at {r} px cannot be divided by {processes} processes "
+                            f"times --accumulate {accumulate}; --batch {show(wanted)} can")
     return options, situation
+
+
+def shared(batch, parts):
+    """The batches of a table, each as little larger as makes it a multiple of `parts` there."""
+    return Table({r: -(-n // parts[r]) * parts[r] for r, n in batch.items()})
 
 
 def check_morph_width(channels, resolution):
@@ -583,7 +599,7 @@ def command_line(options):
             words.append(flag)
         elif value is not None and value is not False:
             words += [flag, show(value)]
-    return shlex.join(words)
+    return machine.spoken(words)
 
 
 # ---- 4. What train.py reads ------------------------------------------------------------------

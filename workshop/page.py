@@ -23,7 +23,6 @@ import hashlib
 import os
 import pathlib
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -35,7 +34,7 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from workshop import UserError, figures, machine, video
+from workshop import UserError, figures, machine, replace, video
 from workshop.options import number_from
 
 DIRECTIONS = 6                       # sliders
@@ -142,6 +141,15 @@ def launch(demo, host, port, password, browser):
 
 # Held by whoever computes. All networks are on one device, so there is one lock.
 LOCK = threading.RLock()
+
+
+def alone(method):
+    """The method, under the lock: on a Mac's GPU the process ends when two threads compute."""
+    @functools.wraps(method)
+    def answer(*arguments, **more):
+        with LOCK:
+            return method(*arguments, **more)
+    return answer
 
 
 def in_turns(steps):
@@ -403,7 +411,7 @@ def png(pixels, name="picture"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder(), delete=False) as file:
             Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-        os.replace(file.name, path)
+        replace(file.name, path)
     return str(path)
 
 
@@ -597,7 +605,7 @@ def make_page(networks, says, device=None):
             return current, look, moves
 
         def said(words):
-            return shlex.join([*words, *(["--device", device] if device else [])])
+            return machine.spoken([*words, *(["--device", device] if device else [])])
 
         def show(*values):
             current, look, moves = look_now(values)
@@ -771,7 +779,7 @@ def make_page(networks, says, device=None):
         # w as a text and as a file.
         def write_w(*values):
             current, look, _ = look_now(values)
-            return text_of_w(current.ws_of(look)[0].cpu().numpy())
+            return text_of_w(current.numbers_of(look)[0].numpy())
 
         on(write.click, write_w, dials, [text])
         then_show(on(paste.click, lambda name, text: fresh(opened(name).given_from_text(text)),

@@ -33,7 +33,7 @@ import torch
 from PIL import Image, features
 from torch.utils.data import DataLoader, Dataset
 
-from workshop import UserError, machine
+from workshop import UserError, machine, replace
 from workshop.painted_faces import PAINTED_FACES, paint_face
 
 # Of a folder or .zip, files with these suffixes are pictures. What else lies there is left out, and
@@ -762,13 +762,16 @@ def _build(source, where, resolution, folder, workers, allow_upsampling, report,
         (partial / "lock").unlink(missing_ok=True)
         if _read_index(folder) is None:            # else another run was faster, and may use it
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
+            replace(partial, folder)
     except OSError as error:                                   # the disk is full after all
         reason = error.strerror or str(error).splitlines()[-1]
         raise DataError(f"{folder}: cannot be packed ({reason}); free some room, or name another "
                         f"disk with --cache") from None
     finally:
         machine.unlock(partial / "lock")
+        if sys.exc_info()[0]:                                  # Windows deletes no open files
+            open_level.cache_clear()
+            machine.end_children()
         shutil.rmtree(partial, ignore_errors=True)             # interrupted, or already renamed
 
 

@@ -18,7 +18,6 @@ import json
 import os
 import pathlib
 import re
-import shlex
 import signal
 import sys
 import threading
@@ -31,7 +30,8 @@ from PIL import Image
 import augment
 import stylegan_dataloader as data
 import stylegan_models as models
-from workshop import UserError, checkpoints, machine, naming, options, pictures, variety
+from workshop import (
+    UserError, checkpoints, machine, naming, options, pictures, replace, variety)
 from workshop.curves import append_line
 
 # What a step returns: means over its batch. loss_d, loss_g without penalties; d_real, d_fake: mean
@@ -106,14 +106,17 @@ class StopRequest:
     """Remembers Ctrl-C, SIGTERM or SIGHUP (a lost terminal) until the step is done; the same one
     again does not wait.
 
-    (After Ctrl-C torchrun sends SIGTERM of its own accord. That is no second wish to stop.)
+    (After Ctrl-C torchrun sends SIGTERM of its own accord, and what a batch system sends to all it
+    passes on. That is no second wish to stop.)
+    Proved: tests/test_run.py::test_torchrun_that_passes_a_signal_on_is_not_impatient
     """
 
     def __init__(self):
         self.signal = None
 
     def __call__(self, number, frame):
-        if self.signal == number:
+        passed_on = number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ
+        if self.signal == number and not passed_on:
             raise KeyboardInterrupt
         self.signal = self.signal or number
 
@@ -158,7 +161,8 @@ def write_settings(folder, o, processes, nimg):
     begun = resumed[0].get("from") if resumed and isinstance(resumed[0], dict) else None
     other = begun and pathlib.Path(begun).resolve().parent != folder.resolve()     # of another run
     replace_text(path, json.dumps({
-        "repeat": o.command + (f" --resume {shlex.quote(begun)}" if other else ""),
+        "repeat": machine.spoken(machine.launcher()) + o.command.removeprefix("python") + (
+            f" --resume {machine.spoken([begun])}" if other else ""),
         "resumed": resumed, "torch": torch.__version__,
         "device": str(o.device), "processes": processes, "launch": machine.launch_id(),
         "options": o.typed}, indent=2) + "\n")
@@ -173,7 +177,7 @@ def replace_text(path, text):
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -380,7 +384,7 @@ class Run:
             forget_later_lines(self.folder / log, nimg)
         write_settings(self.folder, o, self.team.processes, nimg)
         print(f"{self.folder}: samples/, log.jsonl, checkpoint.pt; "
-              f"curves: tensorboard --logdir {shlex.quote(str(self.folder.parent))}", flush=True)
+              f"curves: tensorboard --logdir {machine.spoken([self.folder.parent])}", flush=True)
         from torch.utils.tensorboard import SummaryWriter      # slow to import, so not on top
         threading.excepthook = _quiet_thread
         self.board = SummaryWriter(self.folder, purge_step=nimg + 1)   # forget later curves, too
@@ -414,7 +418,9 @@ class Run:
         if self.failed:
             return
         if tick or keep:
-            team.mean(self.sums)                               # each saw its part of the images
+            # Each saw its part of the images. By way of the CPU: NCCL returns before the sum is
+            # made, and a process that leaves now, at the end, would take its part along.
+            self.sums = team.mean(self.sums.cpu()).to(o.device)
         team.alone = last or self.stopped                      # nothing is left to agree on
         if team.chief:
             self._move_bar()
@@ -438,6 +444,8 @@ class Run:
         # Proved: tests/test_run.py::test_a_run_that_is_killed_as_it_measures_measures_again
         measure = measure and team.chief and self.measure and not self.stopped
         if measure and not last:
+            if team.processes > 1:                             # torchrun kills 30 s after Ctrl-C
+                self._keep(False)
             self._measure(alpha)
         if team.chief and keep:
             self._keep(finished)
@@ -667,8 +675,7 @@ def load_adam(optimizer, state):
             hundreds of small kernels a step.
     Proved: tests/test_run.py::test_adams_flags_follow_the_device_and_not_the_checkpoint
     """
-    flags = [{key: group[key] for key in ("fused", "foreach", "capturable")}
-             for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, kept in zip(optimizer.param_groups, flags):
-        group.update(kept)
+    groups = [{**group, **{key: own[key] for key in ("fused", "foreach", "capturable")}}
+              for group, own in zip(state["param_groups"], optimizer.param_groups)]
+    # Before loading, since torch puts the count of steps where these flags want it.
+    optimizer.load_state_dict({**state, "param_groups": groups})

@@ -15,6 +15,7 @@ after the other, so a long video needs no more memory than a short one.
 """
 
 import contextlib
+import errno
 import itertools
 import re
 import struct
@@ -161,8 +162,10 @@ def encode(encoder, path, frames, fps, name):
         try:
             for frame in itertools.chain([first], frames):
                 process.stdin.write(np.ascontiguousarray(frame))
-        except BrokenPipeError:                                # it has ended; why, its code says
-            pass
+        except OSError as error:               # it has ended; why, its code says (Windows: EINVAL)
+            if error.errno not in (errno.EPIPE, errno.EINVAL):
+                process.kill()
+                raise
         except BaseException:                                  # Ctrl-C, or a frame failed
             process.kill()
             raise
