@@ -2,7 +2,7 @@
 
     python train.py --data photos/ --augment adaptive                    hundreds of pictures
     python train.py --resume other.pt --data photos/ --freeze-d 32 --out runs/mine --total-kimg 600
-                                                                         from a trained network
+                                                       from a network of fewer kimg
 
 Read before: train.py, whose two turns show D its pictures.     Read next: generate.py
 Paper:   Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training" (arXiv

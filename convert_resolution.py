@@ -272,7 +272,7 @@ def convert_single_stage(run, progress, old, new, fade_kimg=None, learning_rate=
     fades, stays = (options.read_table(run[key]) for key in ("fade_kimg", "stabilize_kimg"))
     above = [r for r in models.resolutions_up_to(new) if r > old]
     more = sum(fades[r] + stays[r] for r in above) if above else stays[new]
-    run = {**run, "resolution": new, "initial_resolution": new,
+    run = {**run, "resolution": new, "initial_resolution": new, "freeze_d": None,
            "r1_gamma": convert_gamma(run, old, new),
            "total_kimg": max(float(run["total_kimg"]), progress["nimg"] / 1000 + more)}
     if learning_rate is not None:

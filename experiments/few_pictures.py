@@ -29,6 +29,7 @@ Needs:    pip install -r requirements-extra.txt, and a font: apt install fonts-n
 
 import argparse
 import importlib.util
+import math
 import os
 import shutil
 import statistics
@@ -255,7 +256,8 @@ def row_of(name):
     seconds = sum(line["seconds_per_kimg"] * (after - before) / 1000
                   for line, before, after in zip(log, nimg, nimg[1:]))
     return [seconds / 60, log[-1]["real_signs"], log[-1].get("augment_strength", 0.0),
-            *(found[metric] for metric in convert.METRICS), near["FD"], *near["scores"],
+            *(found[metric] for metric in convert.METRICS), near["FD"],
+            *near.get("scores", [math.nan] * 3),               # earlier versions' have none
             *near["shares"]]
 
 
@@ -308,7 +310,7 @@ def main(argv=None):
                         help="side by side, one thread each (default 2)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda (default cpu)")
     parser.add_argument("--font", metavar="FILE", type=Path, default=FONT, help=f"(default {FONT})")
-    parser.add_argument("--pictures", metavar="N", type=options.number_from(2), default=300,
+    parser.add_argument("--pictures", metavar="N", type=options.number_from(4), default=300,
                         help="to train on (default 300)")
     parser.add_argument("--kimg", type=options.number_from(0.1, float), default=12.0,
                         help="each run (default 12)")

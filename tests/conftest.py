@@ -7,6 +7,7 @@ import sys
 # One thread: the networks of the tests are too small to share, and pytest runs two tests at once.
 # Set before torch is imported, also for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("UV", None)                     # programs say "python train.py", also under uv run
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -7,6 +7,7 @@ see; the pictures are only worse.
 """
 
 import json
+import shlex
 import types
 
 import numpy as np
@@ -267,7 +268,10 @@ def test_a_run_on_few_pictures_says_when_d_knows_them_by_heart(tmp_path, monkeyp
         name for name in donor if ".16." in name or ".8." in name}
     assert not torch.equal(donor["blocks.4.conv.weight"], moved["blocks.4.conv.weight"])
     repeat = json.loads((tmp_path / "moved" / "settings.json").read_text("utf-8"))["repeat"]
-    assert repeat.endswith("--resume donor/checkpoint.pt")     # or --freeze-d would be refused
+    words = shlex.split(repeat)[2:]                            # it begins from the same network,
+    o, kept = options.read(words)                              # and not in that one's folder
+    assert o.freeze_d == 8 and o.out.name == "moved-again"
+    assert kept["progress"]["nimg"] == 100 and not (tmp_path / "moved-again").exists()
     # An imported network has seen many pictures, but not one of these.
     kept = torch.load("donor/checkpoint.pt", weights_only=True)
     for name in ("pictures", "contents", "pictures_since"):

@@ -167,7 +167,7 @@ def test_options_may_stand_in_a_file(tmp_path):
     """Lesson: any number on a line, comments, quotes; a backslash is a backslash (Windows)."""
     (tmp_path / "photos.txt").write_text(
         "# my photos\n--data 'C:\\Users\\me\\my photos#1'  # trailing\n\n"
-        "--batch 4:8,8:4 --no-flip\n--cache 'my cache #2'  # it's mine\n")
+        "--batch 4:8,8:4 --no-flip\n--cache='my cache #2'  # it's mine\n")
     assert options.parse_args([f"@{tmp_path / 'photos.txt'}", "--seed", "3"]) == {
         "data": "C:\\Users\\me\\my photos#1", "batch": {4: 8, 8: 4}, "no_flip": True, "seed": 3,
         "cache": "my cache #2"}
@@ -266,8 +266,8 @@ def test_stylegan2_has_the_official_settings_and_does_not_grow():
     o, _ = options.complete_options(typed, CPU)
     assert (o["path_weight"], o["r1_interval"]) == (0.0, 1)
     # A batch is cut into no more parts than leave 4 images in each, with any gamma.
-    for batch, processes, parts in ((32, 1, 8), (32, 8, 1), (24, 1, 2), (12, 1, 1), (6, 1, 1),
-                                    (2, 2, 1)):
+    for batch, processes, parts in ((32, 1, 8), (32, 8, 1), (24, 1, 6), (12, 1, 3), (40, 1, 5),
+                                    (6, 1, 1), (2, 2, 1)):
         for more in ({}, {"r1_gamma": options.read_table("5")}):
             o, _ = options.complete_options({
                 "architecture": "stylegan2", "data": "x", "batch": options.read_table(batch, int),

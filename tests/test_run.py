@@ -766,8 +766,8 @@ def test_a_run_that_is_measured_ends_with_the_bits_of_one_that_is_not(few_faces,
 
 
 def test_a_run_that_is_killed_as_it_measures_measures_again(few_faces, tmp_path, monkeypatch):
-    """Lesson: a run measures first and keeps its checkpoint after. So one that is killed as it
-    measures goes on from an older checkpoint, makes the steps again, and measures again."""
+    """Lesson: one process measures first and keeps its checkpoint after. So if it is killed as it
+    measures, it goes on from an older checkpoint, makes the steps again, and measures again."""
     class Killed(BaseException):
         pass
 
@@ -787,6 +787,22 @@ def test_a_run_that_is_killed_as_it_measures_measures_again(few_faces, tmp_path,
         killing.setattr(run.Run, "_measure", kill)
         train.main(words)
     assert [line["nimg"] for line in measured(tmp_path / "run")] == [80]
+    # Several processes, of which torchrun kills what is not at its end after 30 s, keep first.
+    after = run.Run.after_step
+
+    def as_two(self, *arguments):
+        self.team.processes = 2
+        try:
+            after(self, *arguments)
+        finally:
+            self.team.processes = 1
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        killing.setattr(run.Run, "_measure", kill)
+        killing.setattr(run.Run, "after_step", as_two)
+        train.main([*words[:-1], "two", "--checkpoint-kimg", "1"])
+    for name, nimg in (("run", 104), ("two", 160)):
+        kept = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        assert kept["progress"]["nimg"] == nimg
     assert train.main(["--resume", "run/checkpoint.pt", "--device", "cpu"]) == 0
     assert [line["nimg"] for line in measured(tmp_path / "run")] == [80, 160, 200]
 

@@ -489,13 +489,14 @@ def launcher():
     """What to type in front of train.py to start as many processes again, as a list of words."""
     machines, here = (int(os.environ.get(name, 1)) for name in (
         "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    uv = ["uv", "run"] if "UV" in os.environ else []           # uv tells its children
     if "TORCHELASTIC_RUN_ID" not in os.environ or machines * here == 1:
-        return ["uv", "run"] if "UV" in os.environ else ["python"]     # uv tells its children
+        return uv or ["python"]
     if machines == 1:
-        return ["torchrun", "--standalone", f"--nproc_per_node={here}"]
+        return [*uv, "torchrun", "--standalone", f"--nproc_per_node={here}"]
     networks = [f"{name}={os.environ[name]}" for name in
                 ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name in os.environ]
-    return [*networks, "torchrun", f"--nnodes={machines}",
+    return [*networks, *uv, "torchrun", f"--nnodes={machines}",
             f"--node_rank={os.environ['GROUP_RANK']}", f"--nproc_per_node={here}",
             f"--master_addr={os.environ['MASTER_ADDR']}",
             f"--master_port={os.environ['MASTER_PORT']}"]

@@ -328,7 +328,8 @@ class OptionsParser(OneLineParser):
     def convert_arg_line_to_args(self, line):
         # `python train.py @photos.txt`: options in a file, any number on a line, # for comments.
         # A backslash stands for itself, as in C:\photos, and a # in quotes, too.
-        line = re.sub(r"""((?:^|\s)(?:'[^']*'|"[^"]*"))|(?:^|\s)#.*""", lambda m: m[1] or "", line)
+        line = re.sub(r"""((?:^|\s)[^\s'"#]*(?:'[^']*'|"[^"]*"))|(?:^|\s)#.*""",
+                      lambda found: found[1] or "", line)
         words = shlex.shlex(line, posix=True)
         words.whitespace_split, words.escape, words.commenters = True, "", ""
         try:
@@ -386,7 +387,8 @@ def parse_args(argv=None):
     group.add_argument("--total-kimg", type=amounts, metavar="KIMG",
                        help="length of the run in thousands of images (paper: 25000)")
     group.add_argument("--batch", type=table_of(int), metavar="TABLE",
-                       help="images a step (official, one GPU: 128 at 4 px to 4 at 1024 px)")
+                       help="images a step (official, one GPU: 128 at 4 px to 4 at 1024 px; under "
+                       "torchrun a default one is rounded up to a multiple of 4 for each process)")
     group = parser.add_argument_group("networks")
     group.add_argument("--architecture", choices=("stylegan", "stylegan2"),
                        help="StyleGAN (default), or StyleGAN2, which does not grow")
@@ -503,8 +505,9 @@ def complete_options(typed, device, resumed=None, processes=1):
             options["r1_gamma"] = Table({4: heuristic_gamma(options["resolution"], batch)})
         if resumed is None and "accumulate" not in typed:      # in each part the 4 that D compares
             fours, rest = divmod(batch // processes, 4)
-            options["accumulate"] = Table({4: 1 if rest or not fours else math.gcd(
-                fours, options["accumulate"][4])})
+            most = 1 if rest or not fours else options["accumulate"][4]
+            options["accumulate"] = Table({4: max(
+                parts for parts in range(1, most + 1) if parts == 1 or fours % parts == 0)})
     if options["data"] == "":
         raise UserError("--data: an empty path")
     for name in ("resolution", "initial_resolution"):
@@ -559,10 +562,12 @@ def complete_options(typed, device, resumed=None, processes=1):
     for r in models.resolutions_up_to(options["resolution"]):
         batch, accumulate = options["batch"][r], options["accumulate"][r]
         if batch % (processes * accumulate) and r >= options["initial_resolution"]:
-            wanted = shared(options["batch"], {r: processes * options["accumulate"][r]
-                                               for r in options["batch"]})
+            every = sorted({*options["batch"], *options["accumulate"]})
+            wanted = shared({r: options["batch"][r] for r in every},
+                            {r: processes * options["accumulate"][r] for r in every})
             raise UserError(f"--batch {batch} at {r} px cannot be divided by {processes} processes "
-                            f"times --accumulate {accumulate}; --batch {show(wanted)} can")
+                            f"times --accumulate {accumulate}; --batch {show(wanted)} can" + (
+                                ", and a smaller --accumulate may" if accumulate > 1 else ""))
     return options, situation
 
 

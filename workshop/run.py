@@ -150,20 +150,21 @@ def make_run_folder(out, name, resume):
 def write_settings(folder, o, processes, nimg):
     """settings.json: the command that begins such a run again, and where it was resumed."""
     path, resumed = folder / "settings.json", []
+    begun = o.resume and os.path.abspath(o.resume)             # a new run, from another's network
     try:
         if path.is_file():
-            resumed = json.loads(path.read_text(encoding="utf-8"))["resumed"] + []
+            old = json.loads(path.read_text(encoding="utf-8"))
+            resumed, begun = old["resumed"] + [], old.get("begun_from")
     except (ValueError, KeyError, TypeError):                  # damaged: the checkpoint counts
         os.replace(path, folder / "settings.json.damaged")
         print(f"note: {path} was damaged; it is kept as settings.json.damaged", file=sys.stderr)
     if o.resume is not None:
         resumed.append({"from": str(o.resume), "nimg": nimg})
-    begun = resumed[0].get("from") if resumed and isinstance(resumed[0], dict) else None
-    other = begun and pathlib.Path(begun).resolve().parent != folder.resolve()     # of another run
+    again = ["--resume", begun, "--out", f"{folder}-again"] if isinstance(begun, str) else []
     replace_text(path, json.dumps({
         "repeat": machine.spoken(machine.launcher()) + o.command.removeprefix("python") + (
-            f" --resume {machine.spoken([begun])}" if other else ""),
-        "resumed": resumed, "torch": torch.__version__,
+            " " + machine.spoken(again) if again else ""),
+        "begun_from": begun, "resumed": resumed, "torch": torch.__version__,
         "device": str(o.device), "processes": processes, "launch": machine.launch_id(),
         "options": o.typed}, indent=2) + "\n")
 
@@ -412,6 +413,9 @@ class Run:
         keep = self.stopped or finished or crossed(nimg, batch, o.checkpoint_kimg)
         measure = last or bool(o.evaluate_kimg) and crossed(nimg, batch, o.evaluate_kimg)
 
+        # Several keep before they measure (below), so the weights are looked at then, too.
+        keep = keep or measure and team.processes > 1
+
         # Only here does the CPU wait for a GPU. On a CPU, asking in every step costs nothing.
         if tick or show or keep or o.device.type == "cpu":
             self._stop_if_not_finite(weights=tick or show or keep)
@@ -439,17 +443,17 @@ class Run:
             keep = keep or len(self.unwritten) > missed
         if tick:
             self.sums, self.steps_since_tick = torch.zeros_like(self.sums), 0
-        # Measured first, then kept: a run that is killed in between makes these steps again, and
-        # measures again. At the end of the run, what counts is kept first.
+        # One process measures first, then keeps: killed in between, it makes these steps again, and
+        # measures again. Several keep first, since torchrun kills 30 s after Ctrl-C; a number may
+        # be missing then. At the end of the run, what counts is kept first.
         # Proved: tests/test_run.py::test_a_run_that_is_killed_as_it_measures_measures_again
         measure = measure and team.chief and self.measure and not self.stopped
-        if measure and not last:
-            if team.processes > 1:                             # torchrun kills 30 s after Ctrl-C
-                self._keep(False)
+        keep_first = last or team.processes > 1
+        if measure and not keep_first:
             self._measure(alpha)
         if team.chief and keep:
             self._keep(finished)
-        if measure and last:
+        if measure and keep_first:
             self._measure(alpha)
 
     def _stop_if_not_finite(self, weights):
