@@ -358,7 +358,8 @@ def normalize_and_style(x, scale, shift):
             ::test_adain_adds_up_pixels_in_float32_also_for_bfloat16
     """
     # The last step, .to(x.dtype), is outside. Inside, where it had nothing to do, torch.compile of
-    # 2.11 made all gradients 0 (test_machine.py::test_compiled_networks_have_the_same_gradients).
+    # 2.11 made all gradients 0
+    # (tests/test_machine.py::test_compiled_networks_have_the_same_gradients).
     return _NormalizeAndStyle.apply(x, scale, shift).to(x.dtype)
 
 
