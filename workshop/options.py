@@ -507,7 +507,7 @@ def complete_options(typed, device, resumed=None, processes=1):
             fours, rest = divmod(batch // processes, 4)
             most = 1 if rest or not fours else options["accumulate"][4]
             options["accumulate"] = Table({4: max(
-                parts for parts in range(1, most + 1) if parts == 1 or fours % parts == 0)})
+                parts for parts in range(1, most + 1) if fours % parts == 0)})
     if options["data"] == "":
         raise UserError("--data: an empty path")
     for name in ("resolution", "initial_resolution"):
