@@ -426,7 +426,7 @@ def parse_args(argv=None):
                        "probability")
     group.add_argument("--freeze-d", metavar="R", type=counts,
                        help="with --resume of a trained network: D's layers of R px and more stay "
-                       "as they are")
+                       "as they are (so not where convert_resolution.py has just drawn some)")
     group = parser.add_argument_group("speed and memory")
     group.add_argument("--accumulate", type=table_of(int), metavar="TABLE",
                        help="split a batch into that many parts, one after the other, to need less "
