@@ -29,9 +29,9 @@ Proved: tests/test_augment.py::test_gs_gradient_comes_back_through_the_change,
         ::test_r1_is_that_of_the_real_image
 
 T must also leave a way back. If every image had a hole, a G that makes holes itself would fit as
-well. Where many images come as they are, it would not: whoever compares a heap of changed pictures
-with another can tell what all were before (StyleGAN2-ADA, section 2.2; there a probability below
-0.8 is said to be safe). So each change is made with a probability, the strength.
+well. Where many images come as they are, it would not: then two heaps of pictures can only be alike
+after T if they were alike before it (StyleGAN2-ADA, section 2.2; there a probability below 0.8 is
+said to be safe). So each change is made with a probability, the strength.
 """
 
 import torch
@@ -101,7 +101,7 @@ def gentleness(resolution):
 def augment(images, strength):
     """T: each of the changes, with the probability `strength`, for each image alone.
 
-    Paper:  Zhao et al. 2020, section 3.3; the numbers above are those of its code.
+    Paper:  Zhao et al. 2020, section 3.2; the numbers above are those of its code.
     Differs: there every image gets every change. But half of a face of 4x4 pixels is no longer a
             face. So below 16 px all are R/16 times as strong, rounded down to whole pixels: nothing
             moves at 8 px, and at 4 only colours change.

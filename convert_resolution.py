@@ -25,7 +25,8 @@ This IS baked in, and is changed here:
   next fade-in. The clock (nimg) goes on, since it counts what the networks have seen. The schedule
   is rewritten around it.
 - The meaning of --r1-gamma. It is given as seen at the final resolution, and `r1_weight` in
-  stylegan_losses.py converts it to others. The number stays, and means the new final resolution.
+  stylegan_losses.py converts it to others. The number stays, and means the new final resolution
+  (of a StyleGAN2 it may change: `convert_gamma`).
 - Downwards, to_rgb and from_rgb. A network of 1024 px does have a to_rgb for 256 px. But that was
   last trained when 512 px faded in, and the block below it has moved on since. So a network whose
   top was cut off makes wrong colours first, and training goes on at its new resolution.
@@ -39,8 +40,8 @@ Proved: ::test_a_new_to_rgb_of_0_keeps_the_picture_exactly,
         ::test_every_to_rgb_of_stylegan2_is_trained_but_only_the_sum_is_judged
 
 Four questions have no answer in the paper. Each is an option here. experiments/convert.py trained
-20 kimg more with each (painted faces, 16 to 32 px). The numbers are FD-EffLite0, an FID by a small
-network (evaluate.py); smaller is better; means of three seeds (the table is in docs/results.md):
+20 kimg more with each (painted faces, 16 to 32 px). The numbers are FD-EffLite0, FID's formula with
+a small network (evaluate.py); smaller is better; means of three seeds (table: docs/results.md):
 
   the large blocks    from scratch: 118. --donor: 77. A donor's blocks make sharp detail already,
                       and they understood the other network's features; both had learned the same
@@ -197,7 +198,7 @@ def convert_schedule(run, progress, old, new, fade_kimg=None, learning_rate=None
       the words of train.py's options: begin at the old resolution, "stabilize" it for all images
       seen so far, then fade.
     - Downwards: begin at the new resolution, and go on there for another stabilizing phase.
-    Upwards a new block is random here, so it is faded in, also in a run that grew by morphing.
+    Upwards a new block is random or a donor's, so it is faded in, also where a run had morphed.
     Units:  fade_kimg, learning_rate: tables, or None for the run's own. (In the middle of a run
             that grows by morphing, fade_kimg stands in for its --morph-kimg.)
     Errors: KeyError, TypeError, ValueError for options that train.py did not write.

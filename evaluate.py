@@ -152,7 +152,7 @@ def gan_value(G, D, batch, alpha):
     Why no R1: it is no part of the game. It shapes D in training, and a D' that had to stay flat
              would not be the worst one. Nor is StyleGAN2's path length, which shapes G.
     Why not G's loss of training: its gradient is better where D is sure, but it is not M. Adam
-             divides by the size of a gradient, and can do with a weak one.
+             divides by the size of a gradient, and a weak one is enough for it.
     Why clipped: pictures are clipped when they are kept. Outside of [-1, 1] no real picture ever
              told D what to think, its scores grow without end, and min M would be minus infinity.
     Proved:  tests/test_evaluate.py::test_the_value_has_no_penalty_and_is_the_papers,
@@ -167,8 +167,8 @@ def gan_value(G, D, batch, alpha):
 def gan_batches(dataset, steps, batch, latent_dim, s, purpose):
     """`steps` batches for `gan_value`, a function of the seed and the purpose. s: `Settings`.
 
-    Reals, styles and their mixing are those that the networks were trained with; reals are faded
-    while the networks are (`fade_reals`).
+    Styles and their mixing are those of training. The reals, pictures of the dataset that training
+    has not seen, are faded while the networks are (`fade_reals`).
     Proved:  tests/test_evaluate.py::test_the_gap_uses_the_settings_of_the_run
     """
     seed = int(np.random.SeedSequence([s.seed, purpose]).generate_state(1)[0])
@@ -190,8 +190,8 @@ def measure_duality_gap(networks, reals, s):
     """The gap of the current G and D, as {"duality_gap": (value, error)}, and what it depends on.
 
     networks: G and D in eval mode, frozen. reals: {"adversary": dataset, "test": dataset}.
-    How:     test batches are as large as in training if there are pictures for 8 of them. Else
-             their size is a multiple of 4, the groups that the minibatch stddev compares.
+    How:     test batches are as large as in training, or smaller if there are not pictures for 8 of
+             them: a multiple of 4 then, the groups that the minibatch stddev compares.
     Proved:  tests/test_evaluate.py::test_the_gap_is_measured_at_every_resolution
     """
     G, D = networks["generator"], networks["discriminator"]

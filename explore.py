@@ -421,8 +421,8 @@ SAYS = {
     "directions": "The directions of w that change the styles of these layers most (SeFa): "
                   "eigenvectors of the style weights. No picture was labelled for them, so find "
                   "out what they do. 1 is as far as a face is from the average one.",
-    "ladder": "What each to_rgb sees. In StyleGAN it was last trained while its resolution was the "
-              "newest. In StyleGAN2 it is the sum so far (StyleGAN2, figure 8).",
+    "ladder": "What each to_rgb draws. In StyleGAN it was last trained while its resolution was "
+              "the newest, or faded out. In StyleGAN2 it is the sum so far (StyleGAN2, figure 8).",
     "place": "The features where a style has acted: the channels that vary most over the picture, "
              "each from its smallest value (black) to its largest (white).",
     "video": "From face to face through w, along a smooth curve. If faces stay faces on the way, w "

@@ -708,7 +708,7 @@ def loop_frames(model, faces, count, space="w", one_way=False, hold=0, psis=()):
             from face to face (`evaluate.slerp`), since nearly all z have a length near
             sqrt(latent_dim). PixelNorm would bring a straight line back to the sphere, but its
             steps would be widest in the middle. psis: psi has a way of its own, in straight lines.
-    Frames: when each of them is says `video.times`.
+    Frames: `video.times` says when each of them is.
     Noise:  the same maps in all frames. Fresh ones would flicker, so "random" is not offered.
     How:    truncation is done at each frame. It is linear, so the curve of truncated w is the
             truncated curve, and only one w a face is kept.

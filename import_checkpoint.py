@@ -337,8 +337,8 @@ def mirrored_from(kwargs):
             reaches output p+1 by its LAST element c, which in a correlation is the part of a. So
             the two forms apply mirrored kernels, and a network trained with the fused one has
             learned it that way round. (Downwards both forms correlate: nothing to turn.)
-            Getting it wrong is not subtle: two test images then differ by as much as their largest
-            value. It is the converters' classic mistake because a small network does not show it.
+            Getting it wrong is not subtle: images then differ by over 0.3 of their largest value.
+            It is the converters' classic mistake because a small network does not show it.
     Source: NVlabs/stylegan, training/networks_stylegan.py, upscale2d_conv2d and its fused_scale.
     Proved: tests/test_import_checkpoint.py::test_networks_of_128_px_equal_the_official_ones,
             ::test_every_setting_of_fused_scale_gives_the_official_images

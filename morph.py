@@ -88,14 +88,14 @@ from workshop.fast_gradients import blur, leaky_relu
 #
 # with any noise at all is a solution, too. 1 - K+ K [C, C] takes from noise [C, I] what K would
 # see, 3 of its C dimensions, and leaves the rest. With noise of the usual size the convolution is
-# a usual one, of full rank and standard deviation, that happens to hide its work from the colours.
+# a usual one, of full rank and of the usual size, that happens to hide its work from the colours.
 # Proved: tests/test_morph.py::test_the_new_convolutions_look_like_any_others
 #
 # HOW MUCH EACH FACTOR DOES is free: M and 1/M cancel. `balanced` makes the two K+ P equally large,
 # so that neither is more than a part of its kernel.
 #
-# AND THE BLUR? Both networks blur where they change the resolution (stylegan_layers.py), so exactly
-# the old image cannot come out: it is enlarged and blurred, and D sees a blurred picture made
+# AND THE BLUR? Both networks blur where they change the resolution (stylegan_layers.py), so the old
+# image cannot come out exactly: it is enlarged and blurred, and D sees a blurred picture made
 # smaller, which is not what it was trained on. But nobody said that Q must be 1x1. Its kernel may
 # undo as much of the blur as three taps can. These taps are UNBLUR, in each direction. Enlarging
 # by nearest neighbour gives (0 0 1 1 0 0), and the blur makes (0 1 3 3 1 0)/4 of it; with UNBLUR
@@ -132,8 +132,8 @@ def reduce(x):
 def orthonormal(rows, columns, rng):
     """Random rows of length 1 at right angles, [rows, columns], float64; columns >= rows.
 
-    Why:    V and M are divided by. Rows that are drawn one by one are nearly parallel now and then,
-            and dividing by them would make huge numbers that cancel only on paper.
+    Why:    V and M will be inverted. Rows that are drawn one by one are nearly parallel now and
+            then, and the inverse would have huge numbers that cancel only on paper.
     """
     return torch.linalg.qr(torch.randn(columns, rows, generator=rng, dtype=torch.float64))[0].t()
 
@@ -160,7 +160,7 @@ def solve(known, product, noise, std):
 
     Shapes: known K [3, C], product P [3, I, 3, 3], noise [C, I, 3, 3] -> [C, I, 3, 3], float64.
     Units:  std: root of the mean square of the result, what `EqualizedConv2d` would start with at
-            run time. If K+ P alone is more than that, noise of std / 2 is added all the same.
+            run time. More if K+ P leaves little room, since noise of at least std / 2 is added.
     Proved: tests/test_morph.py::test_the_new_convolutions_look_like_any_others
     """
     inverse = torch.linalg.pinv(known)                                     # K+ [C, 3]
@@ -234,7 +234,7 @@ def fit_styles(G, resolution, rng):
             style is a linear function of w. So fit it: of all a n + b, where n is what AdaIN has
             normalized, the one nearest to x has b = mean(x) and a = mean(x n), for each image and
             channel; and a linear function of w that comes near these two is a regression.
-    How:    least squares over random z, with a ridge that holds for few images at high resolution;
+    How:    least squares over random z, with a ridge, since at high resolution the images are few;
             the second layer after the first, so that it sees what it will see at t = 0.
     Changes: the weights and biases of both styles. t = 1 does not see them.
     Proved: tests/test_morph.py::test_fitted_styles_keep_the_colours

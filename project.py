@@ -21,11 +21,11 @@ instance (workshop/features.py). Abdal et al. use both kinds together, too.
 
 How near one gets tells something about the network. One w for all layers makes little that the
 network would not make anyway: if the result is a face, but another one, then the photograph lies
-outside of what was learned, or the way there led into a valley. (For StyleGAN2 the way is easier.
-Its paper finds the network's own pictures again much more surely than those of StyleGAN: section 5,
-figure 10.) A w for each layer (--per-layer, "W+" in the paper) comes much nearer, also to pictures
-that are no faces: the paper shows cats and cars, made by a network of faces. Nearness proves
-nothing then.
+outside of what was learned, or the search ended in a valley that is not the deepest. (For StyleGAN2
+it is easier: its paper finds the network's own pictures again much more surely than those of
+StyleGAN, section 5 and figure 10.) A w for each layer (--per-layer, "W+" in Abdal et al.) comes
+much nearer, also to pictures that are no faces: they show cats and cars, made by a network of
+faces. Nearness proves nothing then.
 
 A photograph should be framed as the training pictures were. For FFHQ: eyes and mouth at their usual
 places, found with landmarks; this program only takes the central square.

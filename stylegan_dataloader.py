@@ -83,12 +83,13 @@ class StyleMixer(DataLoader):
 
     Why:    see above. Paper: section 3.1, probability 0.9, two styles.
     Use:    z = torch.randn(N, styles, latent_dim); G(z, style_index=rows) with rows from here.
-    State:  none: row number i is a function of (seed, num_layers, i); `start` is the first one.
-            Several processes share a batch as in `picture_loader`.
+    State:  none: row number i is a function of i and of the arguments num_layers, styles,
+            probability and seed; `start` is the first one. Processes share as in `picture_loader`.
     Differs: any number of styles; and every image draws its own place, where the official code
             draws one for the whole batch.
     Errors: ValueError unless styles >= 1, num_layers >= 2 and 0 <= probability <= 1.
-    Proved: tests/test_dataloader.py::test_style_mixer_rows_can_be_predicted
+    Proved: tests/test_dataloader.py::test_style_mixer_rows_can_be_predicted,
+            ::test_style_mixer_goes_on_where_it_is_told_to
     """
 
     def __init__(self, num_layers, batch_size, styles=2, probability=0.9, seed=0, start=0,
@@ -279,7 +280,7 @@ class Pictures:
                 said = (str(error).strip() or type(error).__name__).splitlines()[-1]
                 self._note(f"the processes that load pictures failed ({said}); the main process "
                            f"goes on without them, as with --workers 0")
-                workers, error.__traceback__ = 0, None         # which would keep the others alive
+                workers, error.__traceback__ = 0, None         # it would keep other workers alive
 
     def _workers(self, resolution, batch):
         """--workers, or as many as there is room for, which is said."""

@@ -89,8 +89,8 @@ def r1_penalty(real_scores, reals):
     Proved: tests/test_losses.py::test_r1_equals_the_official_one
     """
     # Image n changes score n only (but for D's layer that compares images, MinibatchStddev, as in
-    # the official code). So the gradient of the sum holds that of each score at its own image. (By
-    # ones of its own: those that .sum() makes are one number seen N times, which a Mac's GPU has
+    # the official code). So the gradient of the sum holds that of each score at its own image. (The
+    # ones are stored. Those that .sum() makes are one number seen N times, which a Mac's GPU has
     # multiplied wrongly, pytorch issue 180201.)
     ones = torch.ones_like(real_scores)
     with input_gradients_only():

@@ -265,8 +265,8 @@ class Generator(torch.nn.Module):
     Options: truncation_psi, truncation_cutoff: see `truncate`. resolution, alpha, noise_mode: see
             `SynthesisNetwork` and `NoiseInput`.
     State:  w_avg [S], the running mean of w, the centre that `truncate` pulls to. It follows every
-            call in train() mode by w_avg <- 0.995 w_avg + 0.005 mean(w), as in the official code;
-            never in eval() mode.
+            call in train() mode by w_avg <- 0.995 w_avg + 0.005 mean(w of each image's first z), as
+            in the official code; never in eval() mode.
     Proved: tests/test_models.py::test_style_mixing_takes_each_layers_style_from_its_z,
             ::test_w_avg_follows_in_training_only
     """

@@ -59,7 +59,7 @@ def plan(scale, donor):
         # Twice the phases of the default run: 16 px are finished, and 32 px begin, at 100 kimg.
         begin = ["--resume", converted] if converted else [
             "--resolution", resolution, "--seed", seed, "--fade-kimg", kimg(15),
-            "--learning-rate", "0.003", "--precision", "fp32",  # the defaults, when it was measured
+            "--learning-rate", "0.003", "--precision", "fp32",      # when it was measured
             "--stabilize-kimg", f"4:{kimg(20)},8:{kimg(25)}"]
         # train.py writes checkpoint-R.pt when R px are finished, so at the end.
         result = Path(name, f"checkpoint-{resolution}.pt")

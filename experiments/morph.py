@@ -79,7 +79,7 @@ def plan(scale):
     def command(arm, seed):
         stabilize = DOUBLINGS[1] - DOUBLINGS[0] - GROWING[arm]
         return ["experiments/morph.py", "train", f"{scale:g}", "--resolution", 32,
-                "--learning-rate", "0.003", "--precision", "fp32",  # the defaults, when it was measured
+                "--learning-rate", "0.003", "--precision", "fp32",     # when it was measured
                 *(["--growth", "morph", "--morph-kimg"] if arm == "morph" else ["--fade-kimg"]),
                 kimg(GROWING[arm]), "--stabilize-kimg", f"4:{kimg(ENDS[4])},8:{kimg(stabilize)}",
                 "--total-kimg", kimg(ENDS[32]), "--tick-kimg", kimg(EVERY),
