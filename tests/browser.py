@@ -88,7 +88,8 @@ def a_browser():
         words = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
                  "--disable-dev-shm-usage"]
         words += ["--no-sandbox"] * (hasattr(os, "geteuid") and os.geteuid() == 0)
-        browser = playwright.chromium.launch(executable_path=chromium(), args=words)
+        browser = playwright.chromium.launch(executable_path=chromium(), args=words,
+                                              timeout=120_000)
         try:
             yield browser
         finally:
@@ -106,7 +107,7 @@ class Tab:
     def __init__(self, browser, url, picture="#picture img", **options):
         self.context, self.requests = browser.new_context(**options), []
         self.page, self.picture, self.source = self.context.new_page(), picture, None
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(120_000)
         self.context.on("request", lambda request: self.requests.append(request.url))
         self.page.on("websocket", lambda socket: self.requests.append(socket.url))
         self.page.goto(url)
@@ -164,7 +165,7 @@ class Tab:
             self.until(lambda: (text.count() > 0 and "⚠" in text.inner_text()) == wanted)
         return text.inner_text() if text.count() else ""
 
-    def until(self, condition, seconds=30):
+    def until(self, condition, seconds=120):
         """Wait until condition() is true."""
         ends = time.monotonic() + seconds
         while not condition():

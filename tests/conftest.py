@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import sys
 
 # One thread: the networks of the tests are too small to share, and pytest runs two tests at once.
@@ -19,6 +20,16 @@ sys.path.insert(0, str(ROOT))
 @pytest.fixture(autouse=True)
 def same_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was():
+    """A script's main may choose threads, or an answer to signals: not for the tests after it."""
+    threads, answer = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, answer)
 
 
 @pytest.fixture(autouse=True)

@@ -233,6 +233,8 @@ def test_a_run_outlives_the_processes_that_load_its_pictures(tmp_path, photos, c
             if failure == "killed":
                 for child in children:
                     child.kill()
+                for child in children:
+                    child.join()
                 time.sleep(0.3)                                # in a step, where nothing is raised
             found += [next(batches) for _ in range(27)]
         assert all(map(torch.equal, found, wanted))

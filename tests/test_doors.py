@@ -166,7 +166,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     # (A machine without a network has the packages already.)
     setup.source = setup.source.replace("pip install --quiet -r requirements.txt",
                                         "pip --version")
-    nbclient.NotebookClient(notebook, timeout=300, resources={
+    nbclient.NotebookClient(notebook, timeout=600, iopub_timeout=120, resources={
         "metadata": {"path": str(ROOT)}}).execute()
     runs = tmp_path / "runs"
     nimg = {run: torch.load(runs / run / "checkpoint.pt", weights_only=True)["progress"]["nimg"]
@@ -180,5 +180,5 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     notebook.cells = [settings, setup, notebook.cells[4], notebook.cells[9]]
     (runs / "mine" / "checkpoint.pt").unlink()
     with pytest.raises(nbclient.exceptions.CellExecutionError):
-        nbclient.NotebookClient(notebook, timeout=300, resources={
+        nbclient.NotebookClient(notebook, timeout=600, iopub_timeout=120, resources={
             "metadata": {"path": str(ROOT)}}).execute()

@@ -168,6 +168,7 @@ def test_a_browser_without_a_network_shows_it_in_its_width(pages):
     with browser.a_browser() as chromium:
         for width, beside in ((1400, True), (400, False)):
             context = chromium.new_context(viewport={"width": width, "height": 800}, offline=True)
+            context.set_default_timeout(120_000)
             asked = []
             for name in ("train", "stylegan_layers", "generate", "index"):
                 page = context.new_page()

@@ -165,7 +165,7 @@ def test_ds_two_backward_passes_are_one_loss(architecture, alpha, unused):
     loss = losses.discriminator_loss(real_scores, fake_scores)
     r1 = losses.r1_penalty(real_scores, reals)
     (loss + 3.0 * r1).backward()
-    assert max(relative(a, p.grad) for a, p in zip(ours, used)) < 1e-5
+    assert max(relative(a, p.grad) for a, p in zip(ours, used)) < 1e-4
     judge = torch.stack([loss, real_scores.mean(), fake_scores.mean(), r1,
                          (real_scores > 0).float().mean() * 2 - 1])
     assert torch.allclose(said, judge, rtol=1e-5)
@@ -283,7 +283,7 @@ def test_accumulating_is_the_same_step(accumulate, architecture, buffers):
         return tiny.gradients_of_a_step(train.training_step, *share, architecture=architecture,
                                         **options)[:-buffers]
     whole, parts = gradients(), gradients(accumulate=accumulate)
-    assert max(relative(a, b) for a, b in zip(parts, whole)) < 1e-5
+    assert max(relative(a, b) for a, b in zip(parts, whole)) < 1e-4
     # Control: half of the batch alone has others.
     half = gradients(0, 2)
     assert max(relative(a, b) for a, b in zip(half, whole)) > 0.01

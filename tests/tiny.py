@@ -108,7 +108,11 @@ def torchrun(processes, *arguments, cwd, restarts=0):
 
 
 def finish(process, code=0):
-    out, error = process.communicate(timeout=120)
+    try:
+        out, error = process.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     assert process.returncode == code, out + (error or "")
     return out, error
 
