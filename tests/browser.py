@@ -51,7 +51,7 @@ class Server:
             if self.process.poll() is not None or time.monotonic() > began + 120:
                 self.__exit__()
                 raise RuntimeError(f"explore.py does not answer:\n{self.log}")
-            time.sleep(0.1)
+            time.sleep(0.3)
         self.seconds = time.monotonic() - began
 
     def answers(self):

@@ -614,9 +614,12 @@ def test_two_work_and_a_third_waits():
                 time.sleep(0.001)
         return endless
 
-    for name in steps:
+    for name in "ab":
         jobs.start(name, work(name))
     wait_for(lambda: steps["a"] > 2 and steps["b"] > 2)
+    jobs.start("c", work("c"))
+    before = steps["b"]
+    wait_for(lambda: steps["b"] > before + 5)
     assert steps["c"] == 0 and jobs.look("c") == (None, False, "Waits: two others are at work.")
     assert jobs.look("a")[0].startswith("step ") and not jobs.look("a")[1]
     jobs.stop("a")                                             # only its own

@@ -198,7 +198,7 @@ def test_a_run_folder_belongs_to_one_run(finished, photos, tmp_path, capsys, mon
     folder = tmp_path / "run"
     first = start("--data", photos, *tiny.RUN, "--total-kimg", "600", "--out", folder, "--workers",
                   "2", cwd=tmp_path)
-    for _ in range(6000):
+    for _ in range(30_000):
         if (folder / "checkpoint.pt").exists():
             break
         assert first.poll() is None, first.communicate()
@@ -420,13 +420,14 @@ def test_the_rehearsal_leaves_the_run_as_it_was(photos, tmp_path, monkeypatch):
 
 def wait_for(folder, condition, process):
     """Poll log.jsonl until a line satisfies the condition."""
-    log = folder / "log.jsonl"
-    for _ in range(6000):
+    log, until = folder / "log.jsonl", time.monotonic() + 300
+    while time.monotonic() < until:
+        running = process.poll() is None                       # asked first: its last line counts
         if log.exists():
             lines = [json.loads(x) for x in log.read_text().splitlines(True) if x.endswith("\n")]
             if any(condition(line) for line in lines):
                 return
-        assert process.poll() is None, process.communicate()
+        assert running, process.communicate()
         time.sleep(0.01)
     raise AssertionError("waited in vain")
 
@@ -442,7 +443,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(photos, finished, tmp_
     resume = ["--resume", folder / "checkpoint.pt"]
 
     process = start(*begin, "--out", folder, cwd=tmp_path, start_new_session=True)
-    wait_for(folder, lambda line: line["phase"] == "fade" and line["resolution"] == 8, process)
+    wait_for(folder, lambda line: line["nimg"] > 100, process)     # 12 steps of the fade are left
     os.killpg(process.pid, signal.SIGTERM)                     # its workers get the signal, too
     out, _ = finish(process, 143)
     stopped = checkpoints.load_checkpoint(folder / "checkpoint.pt")["progress"]
@@ -504,7 +505,7 @@ def test_torchrun_shares_the_work_survives_a_kill_and_goes_on_with_another_numbe
 
     folder = tmp_path / "stormy"
     process = torchrun(2, *asked, "--out", folder, cwd=tmp_path, restarts=1)
-    wait_for(folder, lambda line: line["nimg"] > 200, process)
+    wait_for(folder, lambda line: line["nimg"] > 150, process)
     os.kill(workers_of(process)[0], signal.SIGKILL)            # the one that writes
     finish(process)
     assert differences(quiet, checkpoints.load_checkpoint(folder / "checkpoint.pt")) == []
@@ -643,7 +644,8 @@ def test_a_run_whose_folder_is_deleted_ends_with_one_sentence(photos, tmp_path, 
     def watch(*arguments):
         steps.append(1)
         if len(steps) == 20:
-            shutil.rmtree(tmp_path / "run")
+            while (tmp_path / "run").exists():                 # TensorBoard may still write
+                shutil.rmtree(tmp_path / "run", ignore_errors=True)
         return step(*arguments)
     monkeypatch.setattr(train, "training_step", watch)
     code, said = refused(train.main, ["--data", photos, *tiny.RUN, "--out", "run"], capsys)
