@@ -41,7 +41,7 @@ from evaluate import slerp
 from project import read_w, spread_of_w
 from stylegan_dataloader import to_pixels
 from stylegan_layers import AdaIN, ModulatedConv2d, ModulatedToRGB, NoiseInput, upsample_fir
-from workshop import UserError, export, figures, machine, video
+from workshop import UserError, export, figures, machine, neighbours, video
 from workshop.faces import (
     face_options, fill_in, grid_from, key_of, layers_from, name_of, noise_options, numbers_from,
     out_options, spelled, truncation_options)
@@ -758,7 +758,16 @@ def write_loop(model, o):
     video.write_video(o.out, machine.progress_bar(frames, total=count, desc="frames"), count, o.fps)
 
 
-# ---- 9. The options --------------------------------------------------------------------------
+# ---- 9. neighbours: learned by heart? --------------------------------------------------------
+
+
+def neighbours_figure(model, o):
+    """Each face beside the training pictures that are nearest to it (workshop/neighbours.py)."""
+    images = render(model, ws_of(model, o.faces), [key_of(face) for face in o.faces])
+    return draw_figure(*neighbours.beside_neighbours(model, o, map(name_of, o.faces), images))
+
+
+# ---- 10. The options -------------------------------------------------------------------------
 
 def parse_args(argv=None):
     """The options. Each WHAT has only those that it reads, and the function that makes it."""
@@ -829,6 +838,9 @@ def parse_args(argv=None):
                        help="of the whole loop (default: 50 a face)")
     group.add_argument("--fps", metavar="N", type=number_from(1, float, 100), default=25.0,
                        help="frames a second (default 25)")
+    kind("neighbours", "faces, and the training pictures nearest to them", neighbours_figure,
+         out_options("neighbours.png", FIGURES), face_options("0-7"), truncation_options(),
+         any_noise, neighbours.neighbour_options())
     kind("export", "the network for other programs: ONNX, safetensors", export.write_network,
          export.network_options())
     return fill_in(parser.parse_args(argv))
@@ -854,7 +866,7 @@ def check_out(o):
         figures.check_free(path)
 
 
-# ---- 10. The program -------------------------------------------------------------------------
+# ---- 11. The program -------------------------------------------------------------------------
 
 
 def main(argv=None):

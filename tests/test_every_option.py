@@ -194,7 +194,9 @@ GENERATE = {
     "--grid": "test_generate.py::test_videos_stand_in_a_grid_and_frames_in_a_folder",
     "--cells": "test_generate.py::test_cells_of_a_mixing_figure_can_be_had_alone",
     "--onnx": "test_doors.py::test_the_exported_graph_makes_the_same_pictures",
-    "--safetensors": "test_doors.py::test_safetensors_hold_the_network"}
+    "--safetensors": "test_doors.py::test_safetensors_hold_the_network",
+    **{f"neighbours {name}": "test_neighbours.py::test_the_figure_shows_what_is_nearest"
+       for name in ("--data", "--features", "--nearest", "--cache")}}
 
 EVALUATE = {
     "--metrics": Changes("values", "kid", "--features {network} --images 100"),
@@ -236,7 +238,8 @@ BASES = {
     "train": "--resolution 8 --batch 8 --r1-interval 3 --fade-kimg 0.008 --stabilize-kimg 0.016 "
              "--total-kimg 0.04 --tick-kimg 0.02 --samples-kimg 9 --checkpoint-kimg 9 --workers 0 "
              "--out run --cache {cache} --device cpu",
-    "generate": "--seeds 0,1 --seeds-a 0 --seeds-b 1,2 --draws 3 --frames 4 --device cpu",
+    "generate": "--seeds 0,1 --seeds-a 0 --seeds-b 1,2 --draws 3 --frames 4 --data {photos} "
+                "--nearest 2 --device cpu",
     "evaluate": "--metrics duality_gap --dg-steps 2 --dg-batch 8 --cache {cache} --data {others} "
                 "--device cpu",
     "convert_resolution": "--out new.pt", "morph": "--out new.pt",
