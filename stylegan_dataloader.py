@@ -278,8 +278,9 @@ class Pictures:
                 if not workers:                        # not the fault of a worker
                     raise
                 said = (str(error).strip() or type(error).__name__).splitlines()[-1]
-                self._note(f"the processes that load pictures failed ({said}); the main process "
-                           f"goes on without them, as with --workers 0")
+                if not isinstance(error, pictures.DataError):  # which the main process will name
+                    self._note(f"the processes that load pictures failed ({said}); the main "
+                               f"process goes on without them, as with --workers 0")
                 workers, error.__traceback__ = 0, None         # it would keep other workers alive
 
     def _workers(self, resolution, batch):

@@ -217,16 +217,20 @@ def test_a_run_outlives_the_processes_that_load_its_pictures(tmp_path, photos, c
     wanted = [next(wanted) for _ in range(30)]
     started = machine.started
 
-    def no_memory(loader):
-        if loader.num_workers:
-            raise MemoryError                                  # of which Python says nothing
-        return started(loader)
-    for failure in ("killed", "no room", "no memory", "none"):
+    def failing(error):
+        def no_workers(loader):
+            if loader.num_workers:
+                raise error
+            return started(loader)
+        return no_workers
+    errors = {"no memory": MemoryError(),                      # of which Python says nothing
+              "gone": pictures.DataError("x.png cannot be read any more")}
+    for failure in ("killed", "no room", "no memory", "gone", "none"):
         with monkeypatch.context() as patch:
             if failure == "no room":
                 patch.setattr(pictures, "shared", no_room)
-            if failure == "no memory":
-                patch.setattr(machine, "started", no_memory)
+            if failure in errors:
+                patch.setattr(machine, "started", failing(errors[failure]))
             batches = data.Pictures(*a_run(photos, tmp_path, workers=2)).batches(8, 4, nimg=8)
             found = [next(batches) for _ in range(3)]
             children = multiprocessing.active_children()
@@ -239,7 +243,9 @@ def test_a_run_outlives_the_processes_that_load_its_pictures(tmp_path, photos, c
             found += [next(batches) for _ in range(27)]
         assert all(map(torch.equal, found, wanted))
         said = capsys.readouterr().err
-        if failure == "none":                                  # control
+        if failure == "gone":                                  # the main process would name it
+            assert said == ""
+        elif failure == "none":                                # control
             assert said == "" and len(children) == 2
         else:
             assert said.count("\n") == 1 and "the main process goes on without them" in said

@@ -646,6 +646,10 @@ def test_long_work_ends_with_its_result_or_its_error():
     wait_for(lambda: jobs.jobs["a"].done)
     with pytest.raises(ZeroDivisionError):
         jobs.look("a")
+    jobs.start("a", lambda job: "result")
+    wait_for(lambda: jobs.jobs["a"].done)
+    jobs.start("b", lambda job: None)                          # another tab begins meanwhile
+    assert jobs.look("a") == ("result", True, "")
     full, gate = page.Jobs(most=3), threading.Event()
     for name in "abc":
         full.start(name, lambda job: gate.wait(20))

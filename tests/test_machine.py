@@ -1,10 +1,12 @@
 """workshop/machine.py: devices, precision, compiled programs, several processes, seeds, memory."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import platform
 import re
+import socket
 import subprocess
 import sys
 import types
@@ -433,9 +435,13 @@ def test_an_interrupted_run_is_known_by_its_launch(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert machine.interrupted_run(None) == pathlib.Path("runs/00000-faces")
     assert machine.interrupted_run(tmp_path / "runs" / "00001-faces") is None
+    newer = tmp_path / "runs" / "00009-faces"                  # who gives one id to two commands
+    newer.mkdir()
+    (newer / "settings.json").write_text('{"launch": "mine"}')
+    assert machine.interrupted_run(None) == pathlib.Path("runs/00009-faces")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")          # torchrun without --rdzv-id
     monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
-    assert machine.launch_id() == f"started by process {os.getppid()}"
+    assert machine.launch_id() == f"started by process {os.getppid()} on {socket.gethostname()}"
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")                # on two machines: nobody knows
     assert machine.launch_id() is None and machine.interrupted_run(None) is None
 
@@ -671,6 +677,20 @@ def test_a_lock_is_free_when_its_process_dies(tmp_path):
     finally:
         os.kill(child, 9)
     assert machine.lock(tmp_path / "no" / "folder" / "lock") == ""         # nothing to lock: go on
+
+
+@pytest.mark.skipif(os.name == "nt", reason="fcntl")
+def test_where_nothing_can_be_locked_nobody_knows(tmp_path, monkeypatch):
+    """Lesson: some networks' disks have no locks. There a lock file that could be "taken" says
+    nothing about who else works there."""
+    path = tmp_path / "lock"
+    path.touch()
+    assert machine.is_locked(path) is False                    # control: here there are locks
+
+    def none_here(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+    monkeypatch.setattr(machine.fcntl, "lockf", none_here)
+    assert machine.lock(path) == "" and machine.is_locked(path) is None
 
 
 @GLIBC

@@ -163,6 +163,23 @@ def test_bad_use_gets_one_sentence_and_exit_code_2(typed, message, capsys, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["broken.txt"]
 
 
+@pytest.mark.parametrize("text", ["--data Gr\xf6\xdfe", "\xff\xfe-\0-\0"])
+def test_a_file_of_options_in_another_encoding_is_no_traceback(text, capsys, tmp_path,
+                                                               monkeypatch):
+    """Lesson: Windows writes others. (Pythons differ: some take the letters for those of a path.)"""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.txt").write_bytes(text.encode("latin-1"))
+    assert refused(train.main, ["@old.txt"], capsys)[0] == 2
+
+
+def test_no_text_is_typed_that_no_checkpoint_could_say(capsys, tmp_path, monkeypatch):
+    """Lesson: a line break between quotes in a script was accepted, and its checkpoint was not."""
+    monkeypatch.chdir(tmp_path)
+    code, said = refused(train.main, ["--evaluate-metrics", "fid,\nkid"], capsys)
+    assert code == 2 and "no checkpoint could say that" in said
+    assert options.read(["--evaluate-metrics", "fid, kid"])[0].evaluate_metrics        # control
+
+
 def test_options_may_stand_in_a_file(tmp_path):
     """Lesson: any number on a line, comments, quotes; a backslash is a backslash (Windows)."""
     (tmp_path / "photos.txt").write_text(
@@ -394,7 +411,7 @@ def test_help_names_every_option_and_what_it_would_be():
         section = re.sub(r"\s+", " ", out.split(f"  {situation}:\n")[1].split("\n  ")[0])
         for name, value in preset.items():
             assert f"--{name.replace('_', '-')} {options.show(value)}" in section, (situation, name)
-    later = out.split("With --architecture stylegan2, instead (--r1-gamma is 0.0002 R^2 / ")[1]
+    later = out.split("With --architecture stylegan2, instead (--r1-gamma, where none ")[1]
     for situation, preset in options.STYLEGAN2_PRESETS.items():
         assert situation in options.PRESETS
         section = re.sub(r"\s+", " ", later.split(f"  {situation}:\n")[1].split("\n  ")[0])

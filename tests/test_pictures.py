@@ -749,6 +749,41 @@ def test_a_killed_packer_ends_the_packing_in_seconds(tmp_path):
     pictures.machine.unlock(alive / "lock")
 
 
+TRY = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'ab'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="fcntl")
+def test_a_living_packer_keeps_its_lock_to_the_end(tmp_path, photos, monkeypatch):
+    """Lesson: a lock of the operating system is gone when its process closes ANY file handle of the
+    lock file. To flush all files of a folder, the lock among them, was to let go of it, for as long
+    as large files take; and another run would have deleted what it took for left behind."""
+    free, flush = [], os.fsync
+
+    def look(file):
+        flush(file)
+        lock, = (tmp_path / "cache").glob("*.partial-*/lock")
+        free.append(subprocess.run([sys.executable, "-c", TRY, lock],
+                                   capture_output=True).returncode)
+    monkeypatch.setattr(pictures.os, "fsync", look)
+    pack(photos, tmp_path / "cache", 4)
+    assert len(free) > 3 and all(free)                         # never to be had
+    (tmp_path / "lock").touch()                                # control
+    assert subprocess.run([sys.executable, "-c", TRY, tmp_path / "lock"]).returncode == 0
+
+
+def test_too_little_memory_is_no_damaged_picture(tmp_path, photos, monkeypatch):
+    """Lesson: who has no memory today may have some tomorrow; a picture that is called damaged
+    would be left out for good."""
+    def too_large(*arguments):
+        raise MemoryError
+    for what in ("_use_picture", "read_picture"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pictures, what, too_large)
+            with pytest.raises(MemoryError):
+                pack(photos, tmp_path / what, 4)
+        pack(photos, tmp_path / what, 4)                       # control
+
+
 def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, photos):
     (tmp_path / "file").write_text("")
     with pytest.raises(pictures.DataError, match="name another place with --cache"):

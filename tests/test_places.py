@@ -62,6 +62,9 @@ def test_a_place_that_cannot_be_written_is_known_beforehand(tmp_path, monkeypatc
     (tmp_path / "file").write_text("")
     check_writable(tmp_path / "new" / "folders" / "x.png")
     check_writable(pathlib.Path("x.png"))
+    with monkeypatch.context() as patch:                       # as on a drive that is not there
+        patch.setattr(os.path, "lexists", lambda path: False)
+        check_writable(tmp_path / "new" / "x.png")             # ends
     with pytest.raises(UserError, match="file is no folder"):
         check_writable(tmp_path / "file" / "x.png")
     monkeypatch.setattr(os, "access", lambda folder, mode: pathlib.Path(folder) != tmp_path)

@@ -83,7 +83,7 @@ def test_what_is_crossed_does_not_depend_on_where_a_run_began():
 
 
 def test_the_second_signal_of_a_kind_does_not_wait():
-    """Lesson: after Ctrl-C torchrun sends SIGTERM by itself, which is no second Ctrl-C."""
+    """Lesson: SIGTERM behind a Ctrl-C is no second Ctrl-C."""
     stop = run.StopRequest()
     stop(signal.SIGINT, None)
     stop(signal.SIGTERM, None)
@@ -93,17 +93,17 @@ def test_the_second_signal_of_a_kind_does_not_wait():
 
 
 def test_torchrun_that_passes_a_signal_on_is_not_impatient(monkeypatch):
-    """Lesson: a batch system sends SIGTERM to all processes of a job, and torchrun sends it once
-    more to its own. Both mean: stop after this step."""
-    stop = run.StopRequest()
-    stop(signal.SIGTERM, None)
-    with pytest.raises(KeyboardInterrupt):                     # control: by hand, twice
-        stop(signal.SIGTERM, None)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    stop(signal.SIGTERM, None)
-    assert stop.signal == signal.SIGTERM
-    stop(signal.SIGINT, None)
-    assert stop.signal == signal.SIGTERM
+    """Lesson: a batch system sends its signal, SIGTERM or SIGINT, to all processes of a job, and
+    torchrun sends it once more to its own. Both mean: stop after this step."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        stop = run.StopRequest()
+        stop(number, None)
+        with pytest.raises(KeyboardInterrupt):                 # control: by hand, twice
+            stop(number, None)
+        with monkeypatch.context() as patch:
+            patch.setenv("TORCHELASTIC_RUN_ID", "none")
+            stop(number, None)
+        assert stop.signal == number
 
 
 # ---- 3. the folder ----

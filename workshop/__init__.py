@@ -60,7 +60,7 @@ def check_writable(path, option="--out"):
     Proved: tests/test_places.py::test_a_place_that_cannot_be_written_is_known_beforehand
     """
     folder = path.parent
-    while not os.path.lexists(folder):
+    while not os.path.lexists(folder) and folder != folder.parent:         # a drive may be missing
         folder = folder.parent
     if not folder.is_dir():
         raise UserError(f"{option} {path}: {folder} is no folder")

@@ -153,7 +153,7 @@ def card(path, source, model, settings, checkpoint):
         lines += ["", "| measured | value | images |", "|---|---|---|", *(
             f"| {name} | {record['value']:.4g} | {record.get('generated', '')} |"
             for name, record in records.items())]
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         lines += ["", "```python", "import numpy as np, onnxruntime",
                   f'session = onnxruntime.InferenceSession("{path.name}")',
                   f"z = np.random.randn(4, {settings['latent_dim']}).astype(np.float32)",

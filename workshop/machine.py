@@ -508,7 +508,7 @@ def device_of_this_process(name):
         return pick_device(name)
     if (name or "cuda").startswith("cuda") and torch.cuda.is_available():
         # At once: each that looked at the first GPU before would hold some of its memory.
-        return pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        return pick_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     device = pick_device(name or "cpu")                        # and not a Mac's one GPU
     if device.type != "cpu":
         raise UserError(f"--device {device}: torchrun needs CUDA or a CPU")
@@ -521,7 +521,7 @@ def interrupted_run(out):
     torchrun starts all processes again after one of them died (--max-restarts).
     """
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and launch_id():
-        for run in [out] if out else sorted(pathlib.Path("runs").glob("*-*")):
+        for run in [out] if out else sorted(pathlib.Path("runs").glob("*-*"), reverse=True):
             settings = run / "settings.json"
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):   # cut, or none
                 if json.loads(settings.read_text())["launch"] == launch_id():
@@ -532,14 +532,15 @@ def interrupted_run(out):
 def launch_id():
     """What all attempts of one torchrun command have in common; None without torchrun.
 
-    It is torchrun's --rdzv-id, which --standalone makes up. Without either it is "none"; then
-    the process of torchrun itself tells commands apart, on one machine.
+    It is torchrun's --rdzv-id, or one that it makes up. With --master_addr or --master_port it is
+    "none"; then the process of torchrun itself tells commands apart, on one machine. (Who gives
+    the same --rdzv-id to two commands has two with one name. The newest run counts.)
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     if name != "none":
         return name
     alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
-    return f"started by process {os.getppid()}" if alone else None
+    return f"started by process {os.getppid()} on {socket.gethostname()}" if alone else None
 
 
 # ---- 4. Random numbers -----------------------------------------------------------------------
@@ -755,11 +756,13 @@ def unlock(path):
 
 
 def is_locked(path):
-    """Does a process, this or another one, hold this lock file? None: there is no such file."""
+    """Does a process, this or another one, hold this lock file? None: there is no such file, or it
+    lies where files cannot be locked."""
     if os.path.abspath(path) in _locks:
         return True
     if not os.path.exists(path):
         return None
     held = bool(lock(path))
+    known = held or os.path.abspath(path) in _locks
     unlock(path)
-    return held
+    return held if known else None

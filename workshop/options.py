@@ -351,7 +351,8 @@ def parse_args(argv=None):
                    f"  {name}:\n    " + " ".join(f"--{k.replace('_', '-')} {show(v)}"
                                                  for k, v in preset.items())
                    for name, preset in PRESETS.items()) +
-               "\n\nWith --architecture stylegan2, instead (--r1-gamma is 0.0002 R^2 / batch):\n"
+               "\n\nWith --architecture stylegan2, instead (--r1-gamma, where none stands: 0.0002 R^2 "
+               "/ batch):\n"
                + "\n".join(f"  {name}:\n    " + " ".join(
                    f"--{k.replace('_', '-')} {show(v)}"
                    for k, v in {**STYLEGAN2, **preset}.items()
@@ -464,7 +465,10 @@ def parse_args(argv=None):
                        "signs (default 10: a network may fail for a few minutes)")
     group.add_argument("--device", metavar="NAME",
                        help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    return vars(parser.parse_args(argv))
+    try:
+        return vars(parser.parse_args(argv))
+    except UnicodeDecodeError as error:
+        raise UserError(f"a file of options (@FILE) is no UTF-8 text: {error}") from None
 
 
 def complete_options(typed, device, resumed=None, processes=1):
@@ -681,8 +685,12 @@ def read(argv=None):
                         f"{options['resolution']} px yet, and what is frozen would never learn")
     if checkpoint and "cache" not in typed and not os.path.isdir(options["cache"]):
         options["cache"] = ALWAYS["cache"]                     # that one was on another machine
-    for key in ("data", "cache"):                              # to be found from any folder
-        options[key] = options[key] and os.path.abspath(options[key])
+    for key in ("data", "cache", "evaluate_features"):         # to be found from any folder
+        if options[key] not in (None, "inception", "efficientnet-lite0"):
+            options[key] = os.path.abspath(options[key])
+    for key, value in as_plain(options).items():
+        if not checkpoints.OPTIONS.get(key, checkpoints.is_plain)(value):
+            raise UserError(f"--{key.replace('_', '-')} {value!r}: no checkpoint could say that")
     nimg = checkpoint["progress"]["nimg"] if checkpoint else 0
     if nimg >= round(1000 * options["total_kimg"]):
         raise UserError(f"{resume}: has seen {nimg / 1000:g} kimg and is finished; "

@@ -178,7 +178,7 @@ class Job:
 
     def __init__(self, work):
         self.work, self.latest, self.error = work, None, None
-        self.stopped = self.done = False
+        self.stopped, self.done = False, 0.0                   # done: when; 0: not yet
 
     def check(self):
         if self.stopped:
@@ -191,7 +191,7 @@ class Job:
                 self.latest = self.work(self)
         except Exception as error:                             # whoever asks will raise it
             self.error = error
-        self.done = True
+        self.done = time.monotonic()
 
 
 class Jobs:
@@ -215,7 +215,10 @@ class Jobs:
         self.stop(key)
         if sum(not job.done for job in self.jobs.values()) >= self.most:
             raise UserError("too much is going on here; try again later")
-        self.jobs = {key: job for key, job in self.jobs.items() if not job.done}
+        # What is done waits for its tab, which a browser lets ask once a minute if it is hidden.
+        now = time.monotonic()
+        self.jobs = {key: job for key, job in self.jobs.items()
+                     if not job.done or now - job.done < 150}
         self.jobs[key] = Job(work)
         threading.Thread(target=self.jobs[key].run, args=(self.turns,), daemon=True).start()
 
@@ -710,6 +713,8 @@ def make_page(networks, says, device=None):
                     for k, frame in enumerate(frames):
                         job.check()
                         job.latest = f"Frame {k + 1} of {count}."
+                        for file in (path, *files):            # or `place_for` would remove them
+                            os.utime(file.parent)
                         yield frame
 
                 video.write_video(path, counted(), count, 25.0)

@@ -120,6 +120,7 @@ def find_pictures(path):
         stamp = _digest([(m.filename, m.file_size, m.CRC) for m in members])
         source = Source("zip", str(path), [m.filename for m in members], stamp, _in_words(left))
     elif path.is_file():
+        open(path, "rb").close()                               # one that may not be read says so
         raise DataError(f"{path}: no .zip, or only a part of one; give a folder of pictures, or a "
                         f".zip")
     else:
@@ -680,6 +681,8 @@ def _build(source, where, resolution, folder, workers, allow_upsampling, report,
                         f"({error.strerror}); name another place with --cache") from None
     # What a killed build left behind is not to count as used disk. A living one holds its lock;
     # where there are no locks, it touches its folder all the time.
+    # Proved: tests/test_pictures.py::test_a_living_packer_keeps_its_lock_to_the_end,
+    #         tests/test_machine.py::test_where_nothing_can_be_locked_nobody_knows
     for leftover in folder.parent.glob("*.partial-*"):
         held = machine.is_locked(leftover / "lock")
         if held is False or held is None and time.time() - leftover.stat().st_mtime > 600:
@@ -740,7 +743,7 @@ def _build(source, where, resolution, folder, workers, allow_upsampling, report,
                 damaged.append((source.names[usable[row]], reason))
             else:
                 rows.append(row), contents.append(content), checks.append(sums)
-            if row % 256 == 0:
+            if row % 16 == 0:
                 os.utime(partial)                              # "still alive"
         lines = [f"{name}: damaged, skipped: {reason}" for name, reason in damaged]
         lines += [f"{name}: only {reason}" for name, reason in small]
@@ -754,8 +757,9 @@ def _build(source, where, resolution, folder, workers, allow_upsampling, report,
             "rows": rows, "numbers": [usable[row] for row in rows], "damaged": damaged,
             "small": small}))
         for path in partial.iterdir():                         # on the disk before it has its name
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
+            if path.name != "lock":                            # closing any file of it, one lets go
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())
         (partial / "looked.json").write_text(json.dumps(_places(partial, levels)))
         open_level.cache_clear()                              # Windows renames no open files
         machine.unlock(partial / "lock")
@@ -779,6 +783,8 @@ def shorter_side(source, number):
     """(number, shorter side in pixels, why it cannot be read or "")."""
     try:
         return number, min(_use_picture(lambda image: image.size, source, number)), ""
+    except MemoryError:                                        # no fault of the picture
+        raise
     except Exception as error:                                 # Pillow raises a dozen kinds
         return number, 0, _reason(error)
 
@@ -789,6 +795,8 @@ def _pack(source, usable, resolution, levels, folder, row):
     try:
         pixels = read_picture(source, usable[row], resolution)
         content = 0 if source.kind == "painted" else _content(source, usable[row])
+    except MemoryError:
+        raise
     except Exception as error:
         return row, _reason(error), 0, []
     r, pixels, sums = resolution, pixels.astype(np.float32), {}

@@ -106,8 +106,8 @@ class StopRequest:
     """Remembers Ctrl-C, SIGTERM or SIGHUP (a lost terminal) until the step is done; the same one
     again does not wait.
 
-    (After Ctrl-C torchrun sends SIGTERM of its own accord, and what a batch system sends to all it
-    passes on. That is no second wish to stop.)
+    (torchrun passes each signal on, also one that a batch system has sent to all already. That is
+    no second wish to stop; and if its processes take longer than 30 s, it kills them.)
     Proved: tests/test_run.py::test_torchrun_that_passes_a_signal_on_is_not_impatient
     """
 
@@ -115,8 +115,7 @@ class StopRequest:
         self.signal = None
 
     def __call__(self, number, frame):
-        passed_on = number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ
-        if self.signal == number and not passed_on:
+        if self.signal == number and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise KeyboardInterrupt
         self.signal = self.signal or number
 
