@@ -158,8 +158,9 @@ def imported(tree, modules):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name in modules:
-                    found[alias.asname or alias.name] = alias.name, ""
+                for name in (alias.name, f"experiments.{alias.name}"):     # see each other so
+                    if name in modules:
+                        found.setdefault(alias.asname or alias.name, (name, ""))
         if isinstance(node, ast.ImportFrom):
             package = "workshop" if node.level else node.module        # "from . import" is there
             package = f"workshop.{node.module}" if node.level and node.module else package
@@ -180,7 +181,8 @@ class Names:
         self.imports = {module.name: self.imported}            # {module: what it imports}
         self.homes = {}                                        # {function or class: modules}
         for other in modules.values():
-            for node in other.tree.body if not other.name.startswith("tests.") else ():
+            aside = other.name.startswith(("tests.", "experiments."))
+            for node in other.tree.body if not aside else ():
                 if isinstance(node, DOCUMENTED[1:]):
                     self.homes.setdefault(node.name, []).append(other.name)
 
@@ -519,7 +521,7 @@ def style():
     dark = HtmlFormatter(style="github-dark").get_style_defs(".code")
     light, dark = (re.sub(r"^(?!\.code \.).*$", "", css, flags=re.M) for css in (light, dark))
     return (ROOT / "docs" / "reading.css").read_text("utf-8") + light + (
-        f"@media (prefers-color-scheme: dark) {{ {dark} }}")
+        f"@media screen and (prefers-color-scheme: dark) {{ {dark} }}")
 
 
 # ==== Part 5: the index =======================================================================
@@ -549,10 +551,13 @@ IDEAS = {                      # {paper: [(section, what, where)]}
     "StyleGAN": [
         ("2", "the style-based generator",
          "stylegan_models.MappingNetwork stylegan_models.SynthesisNetwork stylegan_layers.AdaIN"),
-        ("2.1", "quality: FID; R1", "evaluate.fid stylegan_losses.r1_penalty"),
+        ("2.1", "quality: FID; R1; table 1, row by row",
+         "evaluate.fid stylegan_losses.r1_penalty experiments.table1.ROWS"),
         ("3.1", "style mixing", "stylegan_dataloader.StyleMixer generate.mixing_figure"),
         ("3.2, 3.3", "stochastic variation", "stylegan_layers.NoiseInput generate.noise_figure"),
         ("4.1", "perceptual path length", "evaluate.path_length"),
+        ("4.2", "linear separability; figure 6",
+         "experiments.separability.separability experiments.separability.draw_figure"),
         ("B", "the truncation trick", "stylegan_models.Generator generate.truncation_figure"),
         ("C", "training details", "train.discriminator_turn train.generator_turn")],
     "StyleGAN2": [
@@ -576,11 +581,12 @@ def index_page(modules):
     names = Names(modules["train"], modules)
 
     def definition(where):
-        module, _, name = where.partition(".")
+        module, _, name = where.rpartition(".")
         page = modules[module].page
         if name not in modules[module].defined:
             raise UserError(f"make_reading.py: {module}.py has no {name}")
-        return f'<a href="{page}#{name}"><code>{html.escape(name)}</code></a> in {module}.py'
+        return (f'<a href="{page}#{name}"><code>{html.escape(name)}</code></a> in '
+                f'{modules[module].file}')
 
     def table(heads, rows):
         cells = "".join(f"<tr>{''.join(f'<td>{cell}' for cell in row)}" for row in rows)
@@ -608,6 +614,7 @@ def index_page(modules):
 <h2>The papers, section by section</h2>{papers}
 <h2>Downstairs: to be looked up</h2>{files(part("workshop."))}
 <h2>The tests: lessons, each with a control</h2>{files(part("tests."))}
+<h2>Experiments: what numbers come from</h2>{files(part("experiments."))}
 </div></section>""", "")
 
 
@@ -630,7 +637,8 @@ def main(argv=None):
     except ImportError as error:
         raise UserError(f"needs {error.name}: pip install -r requirements-dev.txt") from None
     paths = [ROOT / f"{name}.py" for name in WALK]
-    paths += sorted((ROOT / "workshop").glob("*.py")) + sorted((ROOT / "tests").glob("*.py"))
+    for folder in ("workshop", "tests", "experiments"):
+        paths += sorted((ROOT / folder).glob("*.py"))
     modules = {module.name: module for module in map(read_module, paths)}
     o.out.mkdir(parents=True, exist_ok=True)
     for module in modules.values():

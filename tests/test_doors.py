@@ -118,6 +118,8 @@ def test_the_card_says_what_is_known(run, tmp_path, capsys):
     card = (tmp_path / "net.safetensors.md").read_text("utf-8")
     assert "photos (fingerprint" in card and str(run.parent) not in card
     assert "0.6 thousand images" in card and "16 x 16" in card
+    command = re.search(r"command\*\*: (python train.py .*)", card)[1]
+    assert "--data photos " in command and "--resolution 16 " in command, command
     assert "FD-x | 12.5" in card and "99.5" not in card
     before = out.read_bytes()
     code, line = refused(generate.main, [run / "checkpoint.pt", "export", "--safetensors", out],

@@ -1,6 +1,7 @@
 """docs/make_reading.py: the reading edition shows all of the code, and no link is dead."""
 
 import ast
+import collections
 import html.parser
 import io
 import re
@@ -86,7 +87,8 @@ def test_every_line_of_code_is_there_once_and_unchanged(pages):
     """Lesson: a page leaves nothing out. The judge is Python's tokenizer, which knows a comment and
     a string from code; what is not one of them must stand on the page, under its number."""
     shown, _ = pages
-    files = [*ROOT.glob("*.py"), *ROOT.glob("workshop/*.py"), *ROOT.glob("tests/*.py")]
+    files = [*ROOT.glob("*.py")] + [path for folder in ("workshop", "tests", "experiments")
+                                    for path in ROOT.glob(f"{folder}/*.py")]
     for path in files:
         name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "-")
         page = shown[f"{name.removesuffix('-__init__')}.html"]
@@ -106,10 +108,10 @@ def test_every_word_of_prose_is_there(pages):
         prose = [ast.get_docstring(node) or "" for node in ast.walk(tree)
                  if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
         prose += re.findall(r"^ *#(.*)$", source, re.M)
-        said = re.findall(r"\w+", " ".join(shown[f"{name}.html"].words))
-        for text in prose:
-            words = re.findall(r"\w+", text)
-            assert not set(words) - set(said), (name, text)
+        said = collections.Counter(re.findall(r"\w+", " ".join(shown[f"{name}.html"].words)))
+        missing = collections.Counter(re.findall(r"\w+", " ".join(prose))) - said
+        assert not missing, (name, missing)
+    assert collections.Counter("ab") - collections.Counter("a")            # control: as often
 
 
 def test_no_link_is_dead_and_nothing_is_loaded(pages):
@@ -157,6 +159,30 @@ def test_prose_keeps_its_shape():
                                       "- an item", "    of two lines", "Paper:  section 2"])]
     assert kinds == [("label", "Why"), ("text", None), ("figure", None), ("text", None),
                      ("label", "Paper")]
+
+
+@pytest.mark.slow
+@needs("playwright")
+@pytest.mark.skipif(browser.chromium() is None, reason="there is no Chromium here")
+def test_every_page_fits_a_phone_and_can_be_read_in_the_dark_and_on_paper(pages):
+    """Lesson: no page has one long word that is wider than the screen. By night the paper is darker
+    than the ink, on paper and by day it is lighter."""
+    shown, folder = pages
+    ink = """() => ["color", "backgroundColor"].map(what => getComputedStyle(document.body)[what]
+             .match(/[0-9.]+/g).slice(0, 3).map(Number).reduce((a, b) => a + b))"""
+    with browser.a_browser() as chromium:
+        page = chromium.new_context(viewport={"width": 400, "height": 800}, offline=True).new_page()
+        page.set_default_timeout(120_000)
+        for name in sorted(shown):
+            page.emulate_media(media="screen")
+            page.goto((folder / name).as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= 400, name
+            for how, dark in (({"color_scheme": "dark", "media": "screen"}, True),
+                              ({"color_scheme": "light", "media": "screen"}, False),
+                              ({"color_scheme": "dark", "media": "print"}, False)):
+                page.emulate_media(**how)
+                letters, paper = page.evaluate(ink)
+                assert abs(letters - paper) > 300 and (letters > paper) == dark, (name, how)
 
 
 @needs("playwright")

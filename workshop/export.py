@@ -22,6 +22,7 @@ import warnings
 import torch
 
 from workshop import UserError, check_writable, checkpoints, curves
+from workshop.options import command_line
 from workshop.pickles import visible
 
 PACKAGES = {"onnx": ("onnx", "onnxscript"), "safetensors": ("safetensors",)}
@@ -141,6 +142,11 @@ def card(path, source, model, settings, checkpoint):
                       "came from (NVIDIA's networks: non-commercial)"))
     if model.growing:
         facts.append(("unfinished", f"the newest block is {model.growing}"))
+    if progress.get("pictures"):
+        known = {**run, "data": run.get("data") and name}      # no paths of somebody's machine
+        facts.append(("command", command_line({
+            key: value for key, value in known.items()
+            if key not in ("cache", "workers", "evaluate_features")})))
     facts += [("settings", ", ".join(f"{key} {value}" for key, value in settings.items())),
               ("made from", f"{pathlib.Path(source).name}, the average of G")]
     lines = [f"# {path.name}", "", *(f"- **{name}**: {value}" for name, value in facts)]

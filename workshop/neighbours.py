@@ -24,7 +24,7 @@ import stylegan_dataloader as data
 from workshop import UserError, checkpoints, features, figures, machine, measuring, pictures
 from workshop.options import number_from
 
-REFERENCES = 128               # training pictures whose own neighbours are looked for, for the unit
+REFERENCES = 128               # training pictures that are asked for their nearest, for the unit
 SHARPEST = 128                 # pixels a side that are compared; larger pictures are averaged
 
 
