@@ -184,3 +184,25 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     with pytest.raises(nbclient.exceptions.CellExecutionError):
         nbclient.NotebookClient(notebook, timeout=600, iopub_timeout=120, resources={
             "metadata": {"path": str(ROOT)}}).execute()
+
+
+# ---- GitHub's workflows ----
+
+
+def test_the_workflows_name_what_is_there():
+    """Lesson: they run elsewhere only. But that they are YAML, and that the files and options that
+    they name exist, can be known here."""
+    yaml = pytest.importorskip("yaml")
+    found = {path.name: yaml.safe_load(path.read_text("utf-8"))
+             for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+    assert set(found) == {"tests.yml", "pages.yml"}
+    commands = [step["run"] for workflow in found.values() for job in workflow["jobs"].values()
+                for step in job["steps"] if "run" in step]
+    files = re.findall(r"[\w./-]+\.(?:txt|py)\b", " ".join(commands))
+    assert len(files) >= 5 and all((ROOT / file).is_file() for file in files), files
+    for name in ("requirements.txt", "requirements-dev.txt"):  # the oldest ones: one version each
+        lines = (ROOT / name).read_text("utf-8").splitlines()
+        for line in lines:
+            assert not line or line.startswith(("#", "-r ")) or re.match(r"[A-Za-z0-9-]+>=", line)
+    matrix = found["tests.yml"]["jobs"]["tests"]["strategy"]["matrix"]
+    assert {"system": "macos-latest", "packages": "oldest"} in matrix["exclude"]   # two torches
