@@ -10,8 +10,8 @@ Paper:   Karras et al. 2018, "ProGAN" (arXiv 1710.10196), figure 10.
 
 How near is near? Distances are given in a unit of the data's own: the median distance from a
 training picture to the nearest other one that is no copy. 1 is what pictures of this kind have
-anyway; a copy has next to nothing. (A blurred face is rather near to all pictures in pixels, and far from all in what
-a network sees.)
+anyway; a copy has next to nothing. (A blurred face is rather near to all pictures in pixels, and
+far from all in what a network sees.)
 """
 
 import argparse

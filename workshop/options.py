@@ -351,8 +351,8 @@ def parse_args(argv=None):
                    f"  {name}:\n    " + " ".join(f"--{k.replace('_', '-')} {show(v)}"
                                                  for k, v in preset.items())
                    for name, preset in PRESETS.items()) +
-               "\n\nWith --architecture stylegan2, instead (--r1-gamma, where none stands: 0.0002 R^2 "
-               "/ batch):\n"
+               "\n\nWith --architecture stylegan2, instead (--r1-gamma, where none stands: "
+               "0.0002 R^2 / batch):\n"
                + "\n".join(f"  {name}:\n    " + " ".join(
                    f"--{k.replace('_', '-')} {show(v)}"
                    for k, v in {**STYLEGAN2, **preset}.items()
