@@ -196,7 +196,7 @@ GENERATE = {
     "--onnx": "test_doors.py::test_the_exported_graph_makes_the_same_pictures",
     "--safetensors": "test_doors.py::test_safetensors_hold_the_network",
     **{f"neighbours {name}": "test_neighbours.py::test_the_figure_shows_what_is_nearest"
-       for name in ("--data", "--features", "--nearest", "--cache")}}
+       for name in ("--data", "--allow-upsampling", "--features", "--nearest", "--cache")}}
 
 EVALUATE = {
     "--metrics": Changes("values", "kid", "--features {network} --images 100"),

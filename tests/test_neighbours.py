@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 import torch
+from PIL import Image
 
 import generate
 import stylegan_dataloader as data
@@ -85,6 +86,12 @@ def test_the_figure_shows_what_is_nearest(tmp_path, photos, dataset, monkeypatch
     assert len(figure("--nearest", 2)[0][0].tiles) == 3                    # controls
     others = tiny.save_pictures(tmp_path / "others", 7)
     assert "of 7 training pictures" in figure(data=others)[1]
+    for k in range(3):                                         # of 6 px, where 16 are asked for
+        (tmp_path / "small").mkdir(exist_ok=True)
+        Image.new("RGB", (6, 6), (80 * k, 0, 0)).save(tmp_path / "small" / f"{k}.png")
+    with pytest.raises(pictures.DataError, match="--allow-upsampling"):
+        figure(data=tmp_path / "small")
+    assert "of 3 training" in figure("--allow-upsampling", data=tmp_path / "small")[1]
 
     class Brightness(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -166,7 +166,7 @@ def test_bad_use_gets_one_sentence_and_exit_code_2(typed, message, capsys, tmp_p
 @pytest.mark.parametrize("text", ["--data Gr\xf6\xdfe", "\xff\xfe-\0-\0"])
 def test_a_file_of_options_in_another_encoding_is_no_traceback(text, capsys, tmp_path,
                                                                monkeypatch):
-    """Lesson: Windows writes others. (Pythons differ: some take the letters for those of a path.)"""
+    """Lesson: Windows writes others. (Some Pythons take the letters for those of a path.)"""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "old.txt").write_bytes(text.encode("latin-1"))
     assert refused(train.main, ["@old.txt"], capsys)[0] == 2

@@ -2,7 +2,7 @@
 
 Used by: generate.py neighbours.
 Needs:   torch, numpy, Pillow; a package of requirements-extra.txt for --features other than pixels.
-Letters: n faces; M pictures; F features of a picture; R pixels a side.
+Letters: N images at once; n faces; F features of a picture; R pixels a side.
 
 The paper's figures cannot show it, nor can FID: a network that gives back its training pictures has
 the best FID of all. So one looks: each face, and the training pictures that are nearest to it.
@@ -29,9 +29,11 @@ SHARPEST = 128                 # pixels a side that are compared; larger picture
 
 
 def neighbour_options():
-    """--data, --features, --nearest, --cache."""
+    """--data and --allow-upsampling, --features, --nearest, --cache."""
     group = argparse.ArgumentParser(add_help=False)
     group.add_argument("--data", metavar="PATH", help="the training pictures (default: the run's)")
+    group.add_argument("--allow-upsampling", action="store_true",
+                       help="take pictures smaller than the network's, enlarged")
     group.add_argument("--features", metavar="NAME", default="pixels",
                        help="what is compared: pixels (default); what a network sees: "
                        "efficientnet-lite0, inception, or a TorchScript file, a program that you "
@@ -53,7 +55,7 @@ def training_pictures(path, checkpoint, resolution, o):
     own = run.get("cache") if checkpoints.in_its_own_run(path, checkpoint) else None
     folder = pictures.pack_pictures(
         source, checkpoint["settings"]["resolution"], o.cache or own or "cache", machine.cores(),
-        run.get("max_bad", 1.0), bool(run.get("allow_upsampling")), progress=machine.progress_bar)
+        run.get("max_bad", 1.0), measuring.upsampled(o, run), progress=machine.progress_bar)
     contents, only = pictures.contents_of(folder), None
     if split and pictures.same_pictures(checkpoint["progress"], source, contents):
         only = pictures.parts_of(split, contents)["training"]

@@ -685,9 +685,10 @@ def read(argv=None):
                         f"{options['resolution']} px yet, and what is frozen would never learn")
     if checkpoint and "cache" not in typed and not os.path.isdir(options["cache"]):
         options["cache"] = ALWAYS["cache"]                     # that one was on another machine
-    for key in ("data", "cache", "evaluate_features"):         # to be found from any folder
-        if options[key] not in (None, "inception", "efficientnet-lite0"):
-            options[key] = os.path.abspath(options[key])
+    for key in ("data", "cache"):                              # to be found from any folder
+        options[key] = options[key] and os.path.abspath(options[key])
+    if options["evaluate_features"] not in ("inception", "efficientnet-lite0"):        # a file
+        options["evaluate_features"] = os.path.abspath(options["evaluate_features"])
     for key, value in as_plain(options).items():
         if not checkpoints.OPTIONS.get(key, checkpoints.is_plain)(value):
             raise UserError(f"--{key.replace('_', '-')} {value!r}: no checkpoint could say that")
