@@ -3,15 +3,20 @@
     python experiments/few_pictures.py             all of it; Ctrl-C stops, the same command goes on
     python experiments/few_pictures.py --table --plot few.png     what has been measured so far
     python experiments/few_pictures.py --pictures 60              of fewer: each is shown more often
+    python experiments/few_pictures.py --faces --pictures 100      painted faces instead
 
 The pictures are emoji of 64 px: a real set, of many kinds, drawn by people. 300 of them are trained
 on. The others are held out: no network ever sees one, and all judging is against them. Each arm
 trains for --kimg; an arm of transfer goes on from a donor that learned painted faces for as long.
 Three seeds: a difference smaller than that between the seeds of one row says nothing.
 
+--faces: painted faces of 32 px, with the settings of the default run. A CPU shows them more often
+in the same time. 1,000 more are held out. There is no transfer: its donor would have seen them.
+
 FD-EffLite0 and KID-EffLite0 by evaluate.py, smaller is better; the last row is what the training
 pictures themselves get. FD is biased, the more the fewer pictures. So that row has only its "FD of
-300", to be compared with that of 300 samples. KID has no such bias.
+300" (of as many as are trained on), to be compared with that of as many samples. KID has no such
+bias.
 
 "Nearer" is the share of samples that are nearer to one of the 300 training pictures than to all of
 300 held-out ones: all if G repeats what it was shown, and a half, more or less, if it does not; "by
@@ -22,7 +27,7 @@ is blurred.
 "D" is the mean score that D gives to the training pictures, to others, and to samples. It has seen
 neither of the latter two. If it tells others from training pictures, it has learned these by heart.
 
-Needs:    pip install -r requirements-extra.txt, and a font: apt install fonts-noto-color-emoji
+Needs:    pip install -r requirements-extra.txt; for emoji: apt install fonts-noto-color-emoji
 [MACHINE] 2 CPU cores: two hours (estimated from 17 images/s of one thread). More cores: --jobs. A
           GPU: --device cuda, with the networks and rates of a CPU, and --jobs 15, a core for each.
 """
@@ -48,10 +53,14 @@ import stylegan_dataloader as data
 from workshop import UserError, curves, figures, machine, options
 from workshop.features import compute_features, load_features
 from workshop.measuring import on_its_own
+from workshop.painted_faces import paint_face
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-RESOLUTION, IMAGES = 64, 1000
-COMMON = ["--architecture", "stylegan2", "--resolution", RESOLUTION]
+IMAGES = 1000                                                  # samples that are judged
+# Side in pixels, architecture, preset.
+EMOJI = 64, "stylegan2", "your pictures on a CPU"
+FACES = 32, "stylegan", "painted faces on a CPU"
+FACES_KIMG = 50                                                # there its 32 px begin
 ARMS = {"off": [], "0.8": ["--augment", "0.8"], "adaptive": ["--augment", "adaptive"],
         "transfer": ["--freeze-d", 16],
         "transfer-adaptive": ["--freeze-d", 16, "--augment", "adaptive"]}
@@ -77,32 +86,42 @@ def glyphs(path):
     return found
 
 
-def drawn(found, training):
-    """[(code point, picture)] without those all white.   Errors: UserError if these are too few."""
+def emoji(found, training):
+    """Glyphs -> [(name, picture)] of 64 px without those all white.
+
+    Errors: UserError if these are too few.
+    """
     some = [item for item in sorted(found.items()) if item[1].getextrema() != ((255, 255),) * 3]
     if len(some) < 3 * training:
         raise UserError(f"--pictures {training}: three times as many are needed, and the font has "
                         f"{len(some)} pictures")
-    return some
+    squares = []
+    for code, picture in some:
+        square = Image.new("RGB", (136, 136), "white")
+        square.paste(picture, (0, 4))
+        square = square.resize((EMOJI[0], EMOJI[0]), Image.Resampling.LANCZOS)
+        squares.append((f"{code:x}", square))
+    return squares
 
 
-def save_pictures(found, training):
-    """pictures/training and pictures/heldout, each glyph in one of them; those all white in none.
+def faces(training):
+    """[(name, picture)] of 32 px, IMAGES more than are trained on."""
+    return [(str(number), paint_face(number, FACES[0])) for number in range(training + IMAGES)]
+
+
+def save_pictures(some, training):
+    """[(name, picture)] -> pictures/training and pictures/heldout, each picture in one of them.
     Their names begin with their place in the lot, so that the first held-out ones are of all kinds.
 
     Proved: tests/test_few_pictures.py::test_each_picture_is_trained_on_or_held_out
     """
-    some = drawn(found, training)
     shutil.rmtree("pictures.tmp", ignore_errors=True)
     for part in ("training", "heldout"):
         Path("pictures.tmp", part).mkdir(parents=True)
     for place, number in enumerate(np.random.default_rng(0).permutation(len(some))):
-        code, picture = some[number]
-        square = Image.new("RGB", (136, 136), "white")
-        square.paste(picture, (0, 4))
-        square = square.resize((RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS)
+        name, picture = some[number]
         part = "training" if place < training else "heldout"
-        square.save(Path("pictures.tmp", part, f"{place:04d}-{code:x}.png"))
+        picture.save(Path("pictures.tmp", part, f"{place:05d}-{name}.png"))
     Path("pictures.tmp").rename("pictures")
 
 
@@ -189,7 +208,7 @@ def look_for_copies(device, checkpoint, result):
                                ("generator_ema", "discriminator")).networks.values()
     with on_its_own(0, device):
         samples = torch.cat(list(evaluate.generated_images(
-            G, evaluate.Settings(RESOLUTION, images=IMAGES)))).clamp(-1, 1)
+            G, evaluate.Settings(training.shape[-1], images=IMAGES)))).clamp(-1, 1)
     scores = [mean_score(D, images.to(device)) for images in (training[0], heldout[0], samples)]
     points = compute_features(network, samples.split(32), None, "samples").cpu()
     samples = samples.cpu()
@@ -207,29 +226,32 @@ def look_for_copies(device, checkpoint, result):
 # ---- 3. The jobs, the table, the figure ------------------------------------------------------
 
 
-def preset():
-    """The options of train.py for pictures of one's own on a CPU, spelled out for all devices."""
-    found = {**options.PRESETS["your pictures on a CPU"], **options.STYLEGAN2,
-             **options.STYLEGAN2_PRESETS["your pictures on a CPU"], "workers": 0, "accumulate": 1}
-    del found["architecture"], found["resolution"], found["total_kimg"]
+def preset(resolution, architecture, situation):
+    """The options of train.py for a situation on a CPU, spelled out for any device."""
+    found = {**options.PRESETS[situation], "workers": 0, "accumulate": 1}
+    if architecture == "stylegan2":
+        found |= {**options.STYLEGAN2, **options.STYLEGAN2_PRESETS[situation]}
+    found |= {"architecture": architecture, "resolution": resolution}
+    del found["total_kimg"]
     return [word for name, value in found.items()
             for word in (f"--{name.replace('_', '-')}", value)]
 
 
-def plan(arms, seeds, kimg, device="cpu"):
+def plan(arms, seeds, kimg, device="cpu", kind=EMOJI):
     """The jobs, as `convert.plan`. Seed by seed: who stops early has whole rounds."""
-    donor, reals, jobs = Path("donor", f"checkpoint-{RESOLUTION}.pt"), Path("reals.pt"), {}
+    last, reals, jobs = f"checkpoint-{kind[0]}.pt", Path("reals.pt"), {}
+    donor = Path("donor", last)
     precision = [] if device == "cpu" else ["--precision", "tf32"]         # also from a CPU's donor
     device = ["--device", device]
     jobs["reals"] = [SCRIPT, "reals", *device], [], reals
     if any(arm.startswith("transfer") for arm in arms):
-        jobs["donor"] = ([TRAIN, "train", *COMMON, *preset(), *device, *precision, "--seed",
+        jobs["donor"] = ([TRAIN, "train", *preset(*kind), *device, *precision, "--seed",
                           0, "--total-kimg", f"{kimg:.12g}", "--out", "donor"], [], donor)
     for seed in seeds:
         for arm in arms:
             name = f"{arm}-{seed}"
-            kept, transfer = Path(name, f"checkpoint-{RESOLUTION}.pt"), arm.startswith("transfer")
-            begin = ["--resume", donor] if transfer else [*COMMON, *preset()]
+            kept, transfer = Path(name, last), arm.startswith("transfer")
+            begin = ["--resume", donor] if transfer else preset(*kind)
             jobs[name] = (
                 [TRAIN, "train", *begin, *device, *precision, *ARMS[arm],
                  "--data", "pictures/training", "--seed", seed,
@@ -284,10 +306,11 @@ def print_table(arms, seeds):
 
 def draw(arms, seed):
     """For each arm: samples; those that are nearest to training pictures; and these."""
-    rows, side = [], figures.tile_side(RESOLUTION)
+    rows = []
     for arm in arms:
         if (path := Path(f"{arm}-{seed}", "neighbours.pt")).is_file():
             found = torch.load(path)
+            side = figures.tile_side(found["samples"].shape[-1])
             captions = [f"{ratio:.2f}" for ratio in found["ratios"].tolist()]
             for key, label in (("samples", f"{arm}\nsamples"),
                                ("closest", f"the nearest\nof {IMAGES}"), ("training", "to these")):
@@ -310,19 +333,25 @@ def main(argv=None):
                         help="side by side, one thread each (default 2)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda (default cpu)")
     parser.add_argument("--font", metavar="FILE", type=Path, default=FONT, help=f"(default {FONT})")
+    parser.add_argument("--faces", action="store_true", help="painted faces instead of emoji")
     parser.add_argument("--pictures", metavar="N", type=options.number_from(4), default=300,
                         help="to train on (default 300)")
-    parser.add_argument("--kimg", type=options.number_from(0.1, float), default=12.0,
-                        help="each run (default 12)")
-    parser.add_argument("--arms", metavar="LIST", default=",".join(ARMS), help="(default all)")
+    parser.add_argument("--kimg", type=options.number_from(0.1, float),
+                        help="each run (default 12, with --faces 80)")
+    parser.add_argument("--arms", metavar="LIST", help=f"of {','.join(ARMS)} (default all; with "
+                        "--faces the first three)")
     parser.add_argument("--seeds", metavar="LIST", default="0,1,2", help="(default 0,1,2)")
     parser.add_argument("--table", action="store_true", help="only print the table")
     parser.add_argument("--plot", metavar="FILE", type=lambda text: Path(text).resolve(),
                         help="a .png of samples and neighbours")
     o = parser.parse_args(argv)
-    arms, seeds = o.arms.split(","), o.seeds.split(",")
-    if unknown := set(arms) - set(ARMS):
-        parser.error(f"--arms: {sorted(unknown)[0]!r} is none of {', '.join(ARMS)}")
+    possible = [arm for arm in ARMS if not (o.faces and arm.startswith("transfer"))]
+    arms, seeds = o.arms.split(",") if o.arms else possible, o.seeds.split(",")
+    if unknown := set(arms) - set(possible):
+        parser.error(f"--arms: {sorted(unknown)[0]!r} is none of {', '.join(possible)}")
+    o.kimg = o.kimg or (80.0 if o.faces else 12.0)
+    if o.faces and o.kimg <= FACES_KIMG:
+        parser.error(f"--kimg {o.kimg:g}: with --faces more than {FACES_KIMG}, where 32 px begin")
     if o.plot and o.plot.suffix.lower() not in figures.FIGURES:
         parser.error(f"--plot {o.plot}: is drawn as {', '.join(figures.FIGURES)}")
     if o.plot:
@@ -333,19 +362,19 @@ def main(argv=None):
     if not o.table:
         machine.pick_device(o.device)
     # A folder in it for each length, so that no number of a rehearsal gets into the table.
-    folder = o.folder / (f"kimg-{o.kimg:g}" + f"-pictures-{o.pictures}" * (o.pictures != 300))
+    folder = o.folder / (f"kimg-{o.kimg:g}" + f"-pictures-{o.pictures}" * (o.pictures != 300)
+                         + "-faces" * o.faces)
     new = not (folder / "pictures").is_dir()
     if o.table and new:
         raise UserError(f"{folder}: nothing has been measured yet")
     if new:                                                    # may fail: before a folder is made
-        found = glyphs(o.font)
-        drawn(found, o.pictures)
+        some = faces(o.pictures) if o.faces else emoji(glyphs(o.font), o.pictures)
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     if new:
-        save_pictures(found, o.pictures)
+        save_pictures(some, o.pictures)
     if not o.table:
-        convert.work(plan(arms, seeds, o.kimg, o.device), o.jobs)
+        convert.work(plan(arms, seeds, o.kimg, o.device, FACES if o.faces else EMOJI), o.jobs)
     print_table(arms, seeds)
     if o.plot:
         figures.save_picture(o.plot, draw(arms, seeds[0]))
@@ -354,6 +383,7 @@ def main(argv=None):
 
 if __name__ == "__main__":
     if sys.argv[1:2] in (["reals"], ["neighbours"]):           # one of the jobs
+        machine.keep_freed_memory()
         job = look_at_reals if sys.argv[1] == "reals" else look_for_copies
         options.start(lambda words: job(torch.device(words[0]), *map(Path, words[1:])),
                       "few_pictures.py", argv=sys.argv[3:])

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 import evaluate
+import train
 from conftest import ROOT, refused
 from workshop import UserError, figures, options
 from workshop.features import Features
+from workshop.painted_faces import paint_face
 
 sys.path.append(str(ROOT / "experiments"))                     # last: it has a morph.py of its own
 import few_pictures
@@ -50,7 +52,7 @@ def test_each_picture_is_trained_on_or_held_out(tmp_path, monkeypatch):
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(tmp_path / folder)
-        few_pictures.save_pictures(glyphs(), 10)
+        few_pictures.save_pictures(few_pictures.emoji(glyphs(), 10), 10)
         parts.append([codes_in("training"), codes_in("heldout")])
     (training, heldout), again = parts
     assert [training, heldout] == again                        # drawn by lot, the same each time
@@ -61,7 +63,20 @@ def test_each_picture_is_trained_on_or_held_out(tmp_path, monkeypatch):
     assert set(training) != set(everything[:10])
     assert set(heldout[:10]) != set(sorted(heldout)[:10])
     with pytest.raises(UserError, match="has 26 pictures"):
-        few_pictures.save_pictures(glyphs(29), 10)
+        few_pictures.emoji(glyphs(29), 10)
+
+
+def test_faces_are_held_out_too(tmp_path, monkeypatch):
+    """Lesson: of the endless series some are trained on, and 1,000 others are not, by lot."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(few_pictures, "IMAGES", 20)
+    few_pictures.save_pictures(few_pictures.faces(8), 8)
+    training, heldout = codes_in("training"), codes_in("heldout")
+    assert len(training) == 8 and sorted(map(int, training + heldout)) == list(range(28))
+    assert max(map(int, training)) > 8                         # control: not simply the first ones
+    for path in Path("pictures", "training").iterdir():
+        number = int(path.stem.split("-")[1])
+        assert Image.open(path).tobytes() == paint_face(number, 32).tobytes()
 
 
 def test_a_disc_stays_round(tmp_path, monkeypatch):
@@ -69,7 +84,7 @@ def test_a_disc_stays_round(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     glyph = Image.new("RGB", (136, 128), "white")
     ImageDraw.Draw(glyph).ellipse([18, 14, 118, 114], fill="black")
-    few_pictures.save_pictures({0x1F300 + k: glyph for k in range(3)}, 1)
+    few_pictures.save_pictures(few_pictures.emoji({0x1F300 + k: glyph for k in range(3)}, 1), 1)
     dark = np.asarray(Image.open(next(Path("pictures/heldout").iterdir())).convert("L")) < 128
     extents = [np.ptp(np.flatnonzero(dark.any(axis=axis))) for axis in (0, 1)]
     assert dark.shape == (64, 64) and abs(extents[0] - extents[1]) <= 1
@@ -130,7 +145,7 @@ def reals(tmp_path, monkeypatch):
     monkeypatch.setattr(few_pictures, "load_features", lambda *_: Features(
         "Pixels", lambda images: images.flatten(1)[:, ::29], None, None, {}))
     monkeypatch.chdir(tmp_path)
-    few_pictures.save_pictures(glyphs(), 10)
+    few_pictures.save_pictures(few_pictures.emoji(glyphs(), 10), 10)
     few_pictures.look_at_reals(CPU)
 
 
@@ -230,6 +245,31 @@ def test_every_command_can_be_typed_and_waits_for_what_it_reads(device):
         elif words[0] == "evaluate.py":
             assert evaluate.parse_args(words[1:]).data == "pictures/heldout"
     assert len(typed) == 11 and sum(name.startswith("measure") for name in jobs) == 10
+
+
+def test_faces_learn_as_the_default_run_does():
+    """Lesson: with --data alone another preset would be taken, for other pictures."""
+    jobs = few_pictures.plan(["off", "adaptive"], ["0"], 80.0, "cpu", few_pictures.FACES)
+    default, _ = options.complete_options({}, CPU)
+    other, _ = options.complete_options({"data": "x"}, CPU)
+    for name, augment in (("off-0", "off"), ("adaptive-0", "adaptive")):
+        found = options.parse_args([str(word) for word in jobs[name][0][2:]])
+        found, _ = options.complete_options(
+            {k: v for k, v in found.items() if k not in ("out", "device")}, CPU)
+        assert found["augment"] == augment
+        assert {k for k in default if found[k] != default[k]} <= {"data", "total_kimg", "augment"}
+        assert found["learning_rate"] != other["learning_rate"]            # control
+    stages = train.plan_stages(4, 32, found["fade_kimg"], found["stabilize_kimg"])
+    assert 1000 * few_pictures.FACES_KIMG == next(s.start for s in stages if s.resolution == 32)
+
+
+def test_what_faces_cannot_do_is_one_sentence(capsys):
+    """Lesson: a donor that learned painted faces would have seen those held out. And a run that
+    ends at 16 px would fail only when it is over."""
+    for words, said in ((["--arms", "off,transfer"], "'transfer' is none of off, 0.8, adaptive"),
+                        (["--kimg", "50"], "more than 50, where 32 px begin")):
+        code, error = refused(few_pictures.main, ["--faces", *words], capsys)
+        assert code == 2 and said in error
 
 
 @pytest.mark.parametrize("font", ["missing.ttf", "text.ttf"])
