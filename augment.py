@@ -94,7 +94,7 @@ CHANGES = (colour, translation, cutout)
 
 
 def gentleness(resolution):
-    """How strong the changes are: 1 from 16 px on, 1/2 at 8, 1/4 at 4 (`augment` says why)."""
+    """How large the changes are: 1 from 16 px on, 1/2 at 8, 1/4 at 4 (`augment` says why)."""
     return min(1.0, resolution / 16)
 
 
@@ -102,9 +102,10 @@ def augment(images, strength):
     """T: each of the changes, with the probability `strength`, for each image alone.
 
     Paper:  Zhao et al. 2020, section 3.2; the numbers above are those of its code.
-    Differs: there every image gets every change. But half of a face of 4x4 pixels is no longer a
-            face. So below 16 px all are R/16 times as strong, rounded down to whole pixels: nothing
-            moves at 8 px, and at 4 only colours change.
+    Differs: there every image gets every change (the top of this file says why not here). And a
+            hole of 2x2 in a face of 4x4 pixels takes an eye and more. So below 16 px all are R/16
+            times as large, rounded down to whole pixels: nothing moves at 8 px, and at 4 only
+            colours change.
     Shapes: images [N, 3, R, R]; strength a number or a tensor [] from 0 to 1 -> [N, 3, R, R].
     Proved: tests/test_augment.py::test_strength_is_the_probability_of_each_change,
             ::test_small_pictures_are_changed_gently
@@ -182,7 +183,8 @@ def freeze(D, resolution):
     frozen = [parameter for name, parameter in D.named_parameters()
               for part in name.split(".") if part.isdigit() and int(part) >= resolution]
     if not frozen or resolution <= 4:
-        raise ValueError(f"D has no layers of {resolution} px or more")
+        raise ValueError(f"freezing D from {resolution} px on: must be above 4, or nothing learns, "
+                         f"and no larger than its largest block")
     for parameter in frozen:
         parameter.requires_grad_(False)
 

@@ -78,7 +78,7 @@ from workshop.features import (
     INCEPTION, SMALLEST_LPIPS, compute_features, fingerprint_of, load_features, lpips_network)
 from workshop.measuring import (
     about_machine, about_pictures, checkpoints_in, drawn_pictures, find_reals, frozen_copy, guarded,
-    holds_pictures, in_its_own_run, on_its_own, real_features, real_images, upsampled)
+    holds_pictures, on_its_own, own_cache, real_features, real_images, upsampled)
 
 # ---- 1. The duality gap ----------------------------------------------------------------------
 #
@@ -727,13 +727,12 @@ def settings_of(run, resolution, alpha, device, processes=1, dg_batch=None, **ty
 
 
 def prepare(o, photos, processes, G_ema, G, D):
-    """For train.py --evaluate-kimg: check what can be checked, load the feature network, and return
+    """For train.py --evaluate-kimg: check (errors: UserError), load the feature network, and return
     measure(resolution, alpha, grown, nimg, folder), a generator of records (`guarded` in
     workshop/measuring.py): WHATEVER goes wrong in it, training goes on with the same bits.
 
     o:       the options of train.py. photos: `stylegan_dataloader.Pictures`. For FID and the like
              all of them count, as in `main`; for the gap those that were held out.
-    Errors:  UserError here, if it cannot work.
     Proved:  tests/test_evaluate.py::test_whatever_goes_wrong_training_goes_on_with_the_same_bits
     """
     metrics = metrics_from(o.evaluate_metrics, "--evaluate-metrics")
@@ -753,10 +752,15 @@ def prepare(o, photos, processes, G_ema, G, D):
             features = load_features(o.evaluate_features, o.device,
                                      distance_only=not set(metrics) & set(COMPARED))
         check(metrics, networks, settings_at(o.resolution, 1.0), features)
-        for sentence in check_sizes(metrics, o.evaluate_images, reals_at(o.resolution)):
+        warned = check_sizes(metrics, o.evaluate_images, reals_at(o.resolution))
+        if "ppl" in metrics and not features.tag and o.initial_resolution < SMALLEST_LPIPS:
+            warned.append(f"ppl begins at {SMALLEST_LPIPS} px: LPIPS looks at no smaller pictures")
+        for sentence in warned:
             print(f"note: {sentence}", file=sys.stderr)
 
     def measure_group(group, resolution, alpha):
+        if group == ("ppl",) and not features.tag and resolution < SMALLEST_LPIPS:
+            return []                                          # LPIPS sees nothing there yet
         return evaluate(group, networks, reals_at(resolution), settings_at(resolution, alpha),
                         features, o.cache)
 
@@ -837,7 +841,7 @@ def measure(path, metrics, device, o):
         warned = check(metrics, loaded.networks, s, features)
     wanted = {"all"} if set(metrics) & set(COMPARED[:4]) else set()
     wanted |= {"adversary", "test"} if "duality_gap" in metrics else set()
-    cache = o.cache or (run["cache"] if in_its_own_run(path, checkpoint) else "cache")
+    cache = o.cache or own_cache(path, checkpoint) or "cache"
     if wanted:
         reals = find_reals(path, checkpoint, r, s.seed, wanted, o, cache)
         warned = check_sizes(metrics, s.images, reals)

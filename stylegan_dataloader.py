@@ -149,8 +149,9 @@ def to_pixels(images):
 def fade_reals(images, alpha):
     """Show D real pictures of the sharpness that G can reach while its last block fades in.
 
-    Why:    at alpha = 0 G's picture is an enlarged one of half the resolution; were the real ones
-            sharp, D would only have to look for sharpness.
+    Why:    while alpha is small, G's picture is nearly an enlarged one of half the resolution. D
+            begins to see with its new block then; were the real ones sharp, that block would only
+            have to look for sharpness.
     Paper:  ProGAN, caption of figure 2. Averaged 2x2, enlarged by nearest neighbour (as G enlarges
             its old picture), blended: alpha * sharp + (1 - alpha) * coarse.
     Shapes: images [N, 3, R, R] -> the same.

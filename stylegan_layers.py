@@ -39,7 +39,8 @@ def normal(*shape, std=1.0):
 # ---- 1. A style layer ------------------------------------------------------------------------
 #
 # Figure 1b of the paper, from top to bottom: a constant; then, 18 times at 1024 px, noise ("B" in
-# the figure), a leaky ReLU and AdaIN with a style ("A"), all but the first behind a convolution.
+# the figure), a leaky ReLU (appendix C; not drawn in the figure) and AdaIN with a style ("A"), all
+# but the first behind a convolution.
 
 
 class LearnedConstant(torch.nn.Module):

@@ -106,7 +106,7 @@ def r1_weight(r1_gamma, r1_interval, resolution, final_resolution):
         every k-th step only, k times as strong. The sum of its gradients is the same then. What
         Adam makes of them is not: it divides by their size, and a rare large gradient counts for
         less than a steady small one. Where the penalty is all there is, about 1/sqrt(k) of its
-        pull is left; where other gradients are 10 times as large, nearly all (0.93 at k = 16).
+        pull is left; where other gradients are 10 times as large, nearly all (above 0.9).
         Proved: tests/test_losses.py::test_adam_weakens_a_lazy_penalty
         Differs: the official StyleGAN2 gives a lazy penalty a step of its own, and takes Adam's
         learning rate times k/(k+1) and its betas to that power in all steps. Here the penalty joins
@@ -137,7 +137,7 @@ def path_lengths(images, ws, noise=None):
             with w. If J is orthogonal up to a factor, all lengths are nearly that factor times
             sqrt(S) / R.
     Shapes: images [N, 3, R, R], computed from ws [N, L, S], which are part of the graph -> [N].
-            noise: y, of the shape of images; drawn if None.
+            noise: y, of the shape of images or [1, 3, R, R]; drawn if None.
     Units:  y is N(0, 1) / sqrt(R R), so that lengths do not grow with the number of pixels. Each
             layer has its own w here: the squares are summed over S and averaged over the L layers.
     How:    J^T y is the gradient of <image, y>: no J is ever made.
@@ -147,7 +147,7 @@ def path_lengths(images, ws, noise=None):
     if noise is None:
         noise = torch.randn_like(images) / math.sqrt(images.shape[2] * images.shape[3])
     with input_gradients_only():
-        gradient, = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
+        gradient, = torch.autograd.grad(images, ws, noise.expand_as(images), create_graph=True)
     return gradient.square().sum(dim=2).mean(dim=1).sqrt()                 # [N, L, S] -> [N]
 
 

@@ -2,7 +2,8 @@
 
     python train.py                                        paints its own pictures; minutes on
                                                            two CPU cores (docs/faces.png)
-    python train.py --resolution 8 --total-kimg 40         the same, only up to 8x8: a minute
+    python train.py --device cpu --resolution 8 --total-kimg 40
+                                                           the same, only up to 8x8: a minute
     python train.py --data photos/ --resolution 256        anybody's pictures
     python train.py --architecture stylegan2               the second paper's networks
     python train.py --resume runs/00003-photos/checkpoint.pt
@@ -41,6 +42,7 @@ all images, and the random numbers tell each of its layers HOW to draw:
 
 Every layer takes a style, a w: all the same one, or each its own. Layers at 4x4 decide on pose and
 shape, those at 64x64 and above on colours (figure 3). Same constant, other styles: another face.
+(In the paper and in stylegan_layers.py a style is what A makes of w; here and in the next file, w.)
 Two images can swap the styles of some layers (`StyleMixer`, in the second file), and w can be
 pulled to its mean w_avg, the average face (truncation, in stylegan_models.py).
 
@@ -48,7 +50,7 @@ Nobody tells G what a face is. A second network, the discriminator D, gives each
 if it takes it for a real one. Each step makes D a little better at telling real from made, and then
 G a little better at misleading it. What we look at is made by G_ema, an average over the G of the
 last steps. The game begins with pictures of 4x4 pixels, where all is simple, and doubles their
-sides when it has settled, by fading a new block into both networks (alpha: how far, from 0 to 1):
+sides after so many images, by fading a new block into both networks (alpha: how far, from 0 to 1):
 
     4x4 ------> 8x8 fading in -> 8x8 ------> 16x16 fading in -> 16x16 -----> ...     (over kimg)
       stabilize       fade         stabilize        fade           stabilize
@@ -134,8 +136,8 @@ def alpha_at(nimg, stage):
 def ema_beta(nimg, batch, halflife_kimg):
     """The weight of the past in G_ema <- beta G_ema + (1 - beta) G.
 
-    Why:    G moves with every step, since its opponent does, and so do its pictures. The average
-            over the last ten thousand images is steadier; it makes what we look at.
+    Why:    G moves with every step, since its opponent does, and so do its pictures. An average
+            that forgets half of its past in a few thousand images is steadier; we look at that.
     Paper:  ProGAN appendix A.1 (0.999 a step); the official code has a half-life of 10 kimg.
     Differs: the half-life is at most 5 % of what was seen so far (as StyleGAN2-ADA does), or the
             average of a young run would consist of its random start.
@@ -361,7 +363,7 @@ def main(argv=None):
         z = machine.draw_z(o.seed, step, team, (2, batch, o.styles_to_mix, o.latent_dim))
         mixes = machine.send(torch.stack([next(rows_of), next(rows_of)]), o.device)    # [2, N, L]
         r1_factor = path_factor = None
-        if step % o.r1_interval == 0:
+        if o.r1_gamma[r] and step % o.r1_interval == 0:
             r1_factor = r1_weight(o.r1_gamma[r], o.r1_interval, r, o.resolution)
         if o.path_weight and step % o.path_interval == 0:
             path_factor = o.path_weight * o.path_interval      # as `r1_weight` explains

@@ -93,8 +93,8 @@ def test_strength_is_the_probability_of_each_change(monkeypatch):
 
 
 def test_small_pictures_are_changed_gently():
-    """Lesson: a hole of half the side in a face of 4 px leaves nothing to see. Below 16 px all
-    changes are R/16 times as strong; at 4 px nothing moves, and nothing is covered."""
+    """Lesson: a hole of half the side in a face of 4 px takes an eye and more. Below 16 px all
+    changes are R/16 times as large; at 4 px nothing moves, and nothing is covered."""
     torch.manual_seed(0)
     largest = {}
     for r in (4, 8, 16, 64):
@@ -191,7 +191,7 @@ def test_frozen_layers_stay_as_they_are(architecture):
     wanted = {name for name in before if any(f".{r}." in name for r in (8, 16))}
     unused = {name for name in before if name.startswith("from_rgb.4")}        # of growing only
     assert same - unused == wanted and wanted and len(same) < len(before)
-    with pytest.raises(ValueError, match="no layers of 32 px"):
+    with pytest.raises(ValueError, match="freezing D from 32 px on"):
         augment.freeze(D, 32)
     with pytest.raises(ValueError):
         augment.freeze(D, 4)

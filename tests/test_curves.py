@@ -58,6 +58,9 @@ def test_a_line_is_whole_or_a_note(tmp_path, capsys):
         curves.append_line(path, {"nimg": nimg, "metric": "é"})
     assert [record["nimg"] for record in curves.read_lines(path)] == [1, 3, 4]
     assert path.read_text().count("\n") == 3
+    path.write_text(path.read_text().rstrip())                 # by an editor: a whole last line
+    curves.append_line(path, {"nimg": 6})
+    assert [record["nimg"] for record in curves.read_lines(path)] == [1, 3, 4, 6]
     curves.append_line(tmp_path / "no" / "metrics.jsonl", {"nimg": 5})
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "cannot be written (No such file" in said

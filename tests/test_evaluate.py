@@ -755,7 +755,8 @@ def run_options(**changed):
         evaluate_metrics="duality_gap", evaluate_features="inception", evaluate_images=120,
         batch=options.read_table("4:32,8:16", int), accumulate=options.read_table("2", int),
         learning_rate=options.read_table("0.002"), styles_to_mix=2, mixing_probability=0.9, seed=0,
-        allow_upsampling=False, cache="cache", resolution=16, device=CPU), **changed})
+        initial_resolution=4, allow_upsampling=False, cache="cache", resolution=16, device=CPU),
+        **changed})
 
 
 class RunPictures:
@@ -888,6 +889,15 @@ def test_training_is_measured_with_the_runs_settings(faces, tmp_path, capsys, mo
     assert kid["alpha"] == 0.3 and kid["faded"] is False
     gap, kid = measure(8, 0.3, 0.3, 500, tmp_path)
     assert kid["alpha"] == 0.3 and kid["faded"] is True
+    # LPIPS sees nothing below 16 px; that is said once, and not at each measurement.
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "check", lambda *_: [])
+        patch.setattr(evaluate, "load_features", lambda *_, **__: features.Features(
+            "", None, None, lambda a, b: pytest.fail("looked"), {}))
+        measure = evaluate.prepare(run_options(evaluate_metrics="ppl"), RunPictures(faces), 1,
+                                   *nets.values())
+    assert "note: ppl begins at 16 px" in capsys.readouterr().err
+    assert list(measure(8, 1.0, 1.0, 500, tmp_path)) == [] and capsys.readouterr().err == ""
     with pytest.raises(UserError, match="--evaluate-metrics: 'beauty' is none of"):
         evaluate.prepare(run_options(evaluate_metrics="beauty"), None, 1, *nets.values())
     with pytest.raises(UserError, match="kid: needs 100"):
@@ -1030,6 +1040,13 @@ def test_paths_in_a_checkpoint_count_only_in_its_own_run(tmp_path, capsys):
     (tmp_path / "run" / "settings.json").write_text(json.dumps({"options": options_}))
     assert measuring.in_its_own_run(path, checkpoint)
     assert measuring.find_source(path, checkpoint).path == str(photos)
+    assert measuring.own_cache(path, checkpoint) == str(tmp_path / "cache")
+    # The run has moved to another cache since: its older checkpoints are its own all the same.
+    (tmp_path / "run" / "settings.json").write_text(json.dumps({
+        "options": {**options_, "cache": "/faster"}}))
+    assert measuring.find_source(path, checkpoint).path == str(photos)
+    assert measuring.own_cache(path, checkpoint) == "/faster"
+    assert measuring.own_cache(tmp_path / "copy.pt", checkpoint) is None   # control
     assert not (tmp_path / "cache").exists()
 
 

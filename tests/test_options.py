@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -86,6 +87,48 @@ def test_an_error_of_a_run_says_how_to_go_on(capsys):
     assert refused(main, ["x"], capsys)[1] == "program.py: no more pictures; to go on: so"
     assert options.how_to_go_on
     assert refused(main, [], capsys)[1] == "program.py: no more pictures"
+
+
+def test_words_of_a_strangers_checkpoint_are_no_options():
+    """Lesson: what no option is called is not passed on; `o` has names of its own, as `device`."""
+    told = options.as_plain(options.complete_options({}, CPU)[0])
+    strange = {**told, "device": "cuda", "command": "rm", "__class__": "x", "workers": 1000}
+    found, _ = options.complete_options({}, CPU, strange)
+    assert set(found) == set(told)
+    assert found["workers"] <= options.machine.cores()         # nor are all its processes started
+    typed, _ = options.complete_options({"workers": 900}, CPU, strange)    # control
+    assert typed["workers"] == 900
+    with pytest.raises(UserError, match="--r1-gamma: the checkpoint names none"):
+        options.complete_options({}, CPU, {**told, "r1_gamma": None})
+
+
+@pytest.mark.parametrize("words, needed", [
+    (["--evaluate-metrics", "fid"], "evaluate-kimg"), (["--evaluate-images", "7"], "evaluate-kimg"),
+    (["--evaluate-features", "efficientnet-lite0"], "evaluate-kimg"),
+    (["--path-interval", "2"], "path-weight")])
+def test_what_would_do_nothing_is_refused(words, needed):
+    """Lesson: who asks for FID on the way, and forgets to say how often, would learn at the end
+    that nothing was held out."""
+    with pytest.raises(UserError, match=f"{words[0]}: does nothing without --{needed}"):
+        options.complete_options(options.parse_args(words), CPU)
+    more = ["--evaluate-kimg", "5"] if needed == "evaluate-kimg" else ["--architecture",
+                                                                       "stylegan2"]
+    options.complete_options(options.parse_args(words + more), CPU)        # control
+
+
+@pytest.mark.slow
+def test_a_compiler_that_is_not_there_is_one_sentence(tmp_path):
+    """Lesson: --compile writes programs, and a laptop may have nothing to compile them with."""
+    words = ["--resolution", "4", "--total-kimg", "0.1", "--device", "cpu", "--out", "run"]
+    environment = {**os.environ, "CXX": str(tmp_path / "none"),
+                   "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "programs")}
+    for more, code in ((["--compile"], 2), ([], 0)):           # and a control
+        done = subprocess.run([sys.executable, ROOT / "train.py", *words, *more, "--out",
+                               f"run{code}"], cwd=tmp_path, env=environment, text=True,
+                              capture_output=True, timeout=300)
+        assert done.returncode == code, done.stderr
+        assert ("--compile: torch.compile cannot do it here" in done.stderr) == (code == 2)
+        assert "Traceback" not in done.stderr
 
 
 def test_a_cache_of_another_machine_is_not_made_again(tmp_path, monkeypatch):
@@ -175,9 +218,10 @@ def test_a_file_of_options_in_another_encoding_is_no_traceback(text, capsys, tmp
 def test_no_text_is_typed_that_no_checkpoint_could_say(capsys, tmp_path, monkeypatch):
     """Lesson: a line break between quotes in a script was accepted, and its checkpoint was not."""
     monkeypatch.chdir(tmp_path)
-    code, said = refused(train.main, ["--evaluate-metrics", "fid,\nkid"], capsys)
+    words = ["--evaluate-kimg", "5", "--evaluate-metrics"]
+    code, said = refused(train.main, [*words, "fid,\nkid"], capsys)
     assert code == 2 and "no checkpoint could say that" in said
-    assert options.read(["--evaluate-metrics", "fid, kid"])[0].evaluate_metrics        # control
+    assert options.read([*words, "fid, kid"])[0].evaluate_metrics          # control
 
 
 def test_options_may_stand_in_a_file(tmp_path):
@@ -443,8 +487,7 @@ def test_paths_of_a_stranger_are_asked_for(tmp_path, monkeypatch):
         kept["options"] = {**options.as_plain(told), key: value}
         option = f"--{key.replace('_', '-')}"
         for text in (None, "[]", "null", "{", '{"options": 5}', '{"options": {}}',
-                     json.dumps({"options": {**kept["options"], key: "other"}}),
-                     json.dumps({"options": {**kept["options"], "cache": "other"}})):
+                     json.dumps({"options": {**kept["options"], key: "other"}})):
             if text is not None:
                 settings.write_text(text)
             with pytest.raises(UserError, match=f"x.pt: names {what} .* name yours with {option}"):
@@ -452,6 +495,8 @@ def test_paths_of_a_stranger_are_asked_for(tmp_path, monkeypatch):
             assert getattr(read(option, value), key) == value              # the user says so
         settings.write_text(json.dumps({"options": kept["options"]}))
         assert getattr(read(), key) == value                               # its own run
+        settings.write_text(json.dumps({"options": {**kept["options"], "cache": "other"}}))
+        assert getattr(read(), key) == value                   # which has moved to another cache
         settings.unlink()
     for name in ("inception", "efficientnet-lite0"):           # control: packages, not programs
         kept["options"] = {**options.as_plain(told), "evaluate_features": name}

@@ -605,12 +605,15 @@ def test_an_interrupted_cache_is_built_again(tmp_path, photos, monkeypatch):
     assert list(cache.iterdir()) == []
     monkeypatch.setattr(pictures, "halve", right)
     # kill -9 leaves a folder behind; it is old news after ten minutes.
-    (cache / "x.partial-abc").mkdir()
-    os.utime(cache / "x.partial-abc", (0, 0))
-    (cache / "y.partial-def").mkdir()                                      # another run's, alive
+    (cache / "x-8px-0123456789ab.partial-abc").mkdir()
+    os.utime(cache / "x-8px-0123456789ab.partial-abc", (0, 0))
+    (cache / "y-8px-0123456789ab.partial-def").mkdir()                     # another run's, alive
+    (cache / "notes.partial-old").mkdir()                                  # the user's own
+    os.utime(cache / "notes.partial-old", (0, 0))
     folder, lines = pack(photos, cache)
     assert "Packing 12" in lines[0] and np.load(folder / "16.npy").shape[0] == 12
-    assert not (cache / "x.partial-abc").exists() and (cache / "y.partial-def").exists()
+    left = {path.name for path in cache.iterdir()} - {folder.name}
+    assert left == {"y-8px-0123456789ab.partial-def", "notes.partial-old"}
 
 
 def test_the_disk_is_checked_before_writing(tmp_path, photos):
@@ -739,7 +742,8 @@ def test_a_killed_packer_ends_the_packing_in_seconds(tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
     # kill -9 leaves a folder whose lock is free: it goes at once. One that is held stays.
-    dead, alive = (tmp_path / "cache" / f"{name}.partial-x" for name in ("dead", "alive"))
+    dead, alive = (tmp_path / "cache" / f"{name}-8px-0123456789ab.partial-x"
+                   for name in ("dead", "alive"))
     for folder in (dead, alive):
         folder.mkdir()
     (dead / "lock").touch()

@@ -709,9 +709,60 @@ def test_a_lost_terminal_and_a_lost_reader_stop_a_run_as_ctrl_c_does(photos, tmp
 
 
 def test_a_printed_command_can_be_pasted(tmp_path):
-    """Lesson: folders have spaces, and names apostrophes."""
+    """Lesson: folders have spaces, and names apostrophes. And another device has other bits."""
     path = tmp_path / "my photos (it's new)" / "checkpoint.pt"
-    assert shlex.split(options.go_on(path)) == ["python", "train.py", "--resume", str(path)]
+    words = ["python", "train.py", "--resume", str(path)]
+    assert shlex.split(options.go_on(path)) == words
+    assert shlex.split(options.go_on(path, device="cuda:1")) == [*words, "--device", "cuda:1"]
+
+
+def test_a_run_is_never_sent_into_the_folder_of_another(finished, photos, tmp_path, monkeypatch,
+                                                        capsys):
+    """Lesson: "to go on: train.py --resume OTHER/checkpoint.pt" without --out goes on in the other
+    run's folder, and replaces its checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    tiny.no_rehearsal(monkeypatch)
+    explode(monkeypatch, 2, "loss")
+    donor = finished[0] / "checkpoint.pt"
+    assert train.main(["--resume", str(donor), "--data", str(photos), "--out", "new", "--device",
+                       "cpu", "--total-kimg", "9"]) == 1
+    said = capsys.readouterr().err
+    assert "Start again with a smaller --learning-rate" in said and str(finished[0]) not in said
+    # Control: a run that has a checkpoint says how it goes on, on the device that was typed.
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    tiny.no_rehearsal(monkeypatch)
+    step = train.training_step
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return step(*arguments)
+    monkeypatch.setattr(train, "training_step", interrupted)
+    assert train.main(["--resume", str(donor), "--data", str(photos), "--out", "newer", "--device",
+                       "cpu", "--total-kimg", "9"]) == 143
+    command = shlex.split(capsys.readouterr().out.split("to go on: ")[1])
+    assert command[2:] == ["--resume", str(pathlib.Path("newer/checkpoint.pt")), "--device", "cpu"]
+
+
+def test_a_schedule_typed_anew_leaves_the_run_where_it_stands(finished, tmp_path, monkeypatch,
+                                                              capsys):
+    """Lesson: the schedule says where a run of so many images is. A run of 8 px (0.3 kimg: the end
+    of its second stage) that is put back to 4 px would lose its block with --growth morph; one that
+    is put forward to 16 would get there with a block that has never been faded in."""
+    monkeypatch.chdir(tmp_path)
+    tiny.no_rehearsal(monkeypatch)
+    kept = finished[0] / "checkpoint-8.pt"
+    assert checkpoints.load_checkpoint(kept)["progress"]["nimg"] == 304
+    for typed, now in ((["--stabilize-kimg", "0.5"], "put it at 4 px"),
+                       (["--stabilize-kimg", "4:0.1,8:0.02"], "put it at 16 px, growing"),
+                       (["--fade-kimg", "0.02", "--stabilize-kimg", "0.02"], "put it at 16 px;")):
+        code, said = refused(train.main, ["--resume", kept, *typed, "--device", "cpu"], capsys)
+        assert code == 2 and "it has come to 8 px;" in said and now in said
+    # Controls: longer at 8 px; what is to come; and the next stage, where it goes on by itself.
+    for name, typed in (("a", ["--stabilize-kimg", "4:0.1,8:0.2"]),
+                        ("b", ["--fade-kimg", "4:0.1,16:0.2"]), ("c", [])):
+        assert train.main(["--resume", str(kept), *typed, "--total-kimg", "0.32", "--device", "cpu",
+                           "--out", name]) == 0
 
 
 # ---- 6. measuring on the way ----

@@ -513,12 +513,28 @@ def in_its_own_run(path, checkpoint):
     computer, or a program. They are followed only here.
     Proved: tests/test_evaluate.py::test_paths_in_a_checkpoint_count_only_in_its_own_run
     """
-    run = checkpoint.get("options", {})
+    run, wrote = checkpoint.get("options", {}), _settings_beside(path)
+    return bool(wrote) and all(wrote.get(key) == run.get(key) for key in (
+        "data", "evaluate_features"))
+
+
+def own_cache(path, checkpoint):
+    """Where the run that wrote the checkpoint has its packed pictures now, or None if that is not
+    known. A run may have moved to another cache since: settings.json says it, not the checkpoint.
+
+    Proved: tests/test_evaluate.py::test_paths_in_a_checkpoint_count_only_in_its_own_run
+    """
+    cache = _settings_beside(path).get("cache") if in_its_own_run(path, checkpoint) else None
+    return cache if is_text(cache) else None
+
+
+def _settings_beside(path):
+    """The options in settings.json beside a checkpoint; {} if there are none."""
     try:
         wrote = json.loads((path.parent / "settings.json").read_text(encoding="utf-8"))["options"]
-        return all(wrote.get(key) == run.get(key) for key in ("data", "cache", "evaluate_features"))
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return wrote if isinstance(wrote, dict) else {}
 
 
 class Loaded(NamedTuple):

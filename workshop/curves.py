@@ -36,12 +36,25 @@ def append_line(path, record):
     try:
         with open(path, "ab+") as file:
             file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
+            written = file.read()
+            end = written.rfind(b"\n") + 1
+            if is_record(written[end:]):                       # an editor took the line break away
+                file.write(b"\n")
+            else:
+                file.truncate(end)
             file.write((json.dumps(record) + "\n").encode())
         return True
     except OSError as error:
         with contextlib.suppress(OSError):                     # stderr may be on the same disk
             print(f"note: {path} cannot be written ({error.strerror})", file=sys.stderr)
+        return False
+
+
+def is_record(line):
+    """Is a line, text or bytes, a whole one? Half a record is no JSON."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
         return False
 
 

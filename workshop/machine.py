@@ -507,6 +507,9 @@ def device_of_this_process(name):
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return pick_device(name)
     if (name or "cuda").startswith("cuda") and torch.cuda.is_available():
+        if name not in (None, "cuda"):
+            raise UserError(f"--device {name}: under torchrun each process takes a GPU of its own; "
+                            f"type cuda, and CUDA_VISIBLE_DEVICES says which")
         # At once: each that looked at the first GPU before would hold some of its memory.
         return pick_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     device = pick_device(name or "cpu")                        # and not a Mac's one GPU

@@ -26,7 +26,7 @@ import torch
 
 import stylegan_dataloader as data
 from workshop import UserError, machine, pictures
-from workshop.checkpoints import Loaded, in_its_own_run
+from workshop.checkpoints import Loaded, in_its_own_run, own_cache
 from workshop.features import compute_features, reason_of
 
 # ---- 1. Around it ----------------------------------------------------------------------------
@@ -86,7 +86,8 @@ def guarded(measure_group, groups, resolution, alpha, grown, nimg, folder):
                 print(f"note: {', '.join(group)} not measured at {nimg / 1000:g} kimg: "
                       f"{reason_of(error)}", file=sys.stderr)
             with contextlib.suppress(Exception):
-                with open(folder / f"measure-error-{nimg}.txt", "a") as file:
+                with open(folder / f"measure-error-{nimg}.txt", "a", encoding="utf-8",
+                          errors="backslashreplace") as file:
                     file.write(traceback.format_exc())
         for record in records:
             yield {**record, "nimg": nimg, "alpha": grown}

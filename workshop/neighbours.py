@@ -52,7 +52,7 @@ def training_pictures(path, checkpoint, resolution, o):
     """
     run, split = checkpoint.get("options", {}), checkpoint.get("progress", {}).get("split")
     source = measuring.find_source(path, checkpoint, o.data)
-    own = run.get("cache") if checkpoints.in_its_own_run(path, checkpoint) else None
+    own = checkpoints.own_cache(path, checkpoint)
     folder = pictures.pack_pictures(
         source, checkpoint["settings"]["resolution"], o.cache or own or "cache", machine.cores(),
         run.get("max_bad", 1.0), measuring.upsampled(o, run), progress=machine.progress_bar)

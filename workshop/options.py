@@ -141,6 +141,9 @@ def start(main, program, interrupted="stopped", argv=None):
             if "NCCL" in str(error):                           # it has reasons of its own, too
                 why = f"NCCL failed ({machine.reason(error)}; NCCL_DEBUG=INFO tells more)"
             machine.give_up(why)
+        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            fail(program, f"--compile: torch.compile cannot do it here ({machine.reason(error)}); "
+                          f"leave it out")
         if not machine.out_of_memory(error):
             raise
         fail(program, "not enough memory on this device; a smaller --batch, where there is one, "
@@ -206,10 +209,11 @@ def nobody_reads(name="stdout"):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def go_on(checkpoint, data=None):
-    """The command that goes on from a checkpoint, to be pasted."""
+def go_on(checkpoint, data=None, device=None):
+    """The command that goes on from a checkpoint, to be pasted. device: the one that was typed."""
     return machine.spoken([*machine.launcher(), "train.py", "--resume", checkpoint,
-                           *(["--data", data] if data else [])])
+                           *(["--data", data] if data else []),
+                           *(["--device", device] if device else [])])
 
 
 # ---- 2. A run's folder belongs to one process -------------------------------------------------
@@ -377,8 +381,8 @@ def parse_args(argv=None):
     group.add_argument("--initial-resolution", type=counts, metavar="R",
                        help="where to begin (default 4; paper: 8)")
     group.add_argument("--growth", choices=("fade", "morph"),
-                       help="how a block is added: faded in at random (default, the paper), or as "
-                       "one that changes nothing at first (morph.py explains)")
+                       help="how a block is added: with random weights, faded in (default, the "
+                       "paper), or as one that changes nothing at first (morph.py explains)")
     group.add_argument("--fade-kimg", type=table_of(float), metavar="TABLE",
                        help="thousands of images to fade a block in (official code: 600)")
     group.add_argument("--morph-kimg", type=table_of(float), metavar="TABLE",
@@ -410,7 +414,7 @@ def parse_args(argv=None):
     group.add_argument("--r1-interval", type=counts, metavar="K",
                        help="compute R1 in every K-th step only, K times as strong (paper: 1)")
     group.add_argument("--path-weight", type=amounts, metavar="WEIGHT",
-                       help="of StyleGAN2's path length penalty; 0: none (paper: 2)")
+                       help="of StyleGAN2's path length penalty; 0: none (official: 2)")
     group.add_argument("--path-interval", type=counts, metavar="K",
                        help="compute it in every K-th step only, K times as strong (official: "
                        "4; paper: 8)")
@@ -477,7 +481,9 @@ def complete_options(typed, device, resumed=None, processes=1):
     Returns (options, name of the situation).   Errors: UserError, one sentence, what to type.
     """
     if resumed is not None:
-        situation, base = "as in the checkpoint", {**ALWAYS, **resumed}
+        # What no option is, a newer version or a stranger has written.
+        situation, base = "as in the checkpoint", {**ALWAYS, **{
+            name: value for name, value in resumed.items() if name in checkpoints.OPTIONS}}
     else:
         situation = ("your pictures" if "data" in typed else "painted faces") + (
             " on a CPU" if device.type == "cpu" else " on a GPU")
@@ -485,12 +491,20 @@ def complete_options(typed, device, resumed=None, processes=1):
         if typed.get("architecture") == "stylegan2":
             base |= {**STYLEGAN2, **STYLEGAN2_PRESETS[situation]}
             base["initial_resolution"] = typed.get("resolution", base["resolution"])
-        base["workers"] = min(base["workers"], max(1, machine.cores() // machine.processes_here()))
         if device.type == "cuda":
             base["precision"] = "tf32"
         if device.type == "cpu" and machine.multiplies_bfloat16():
             base["precision"] = "bf16"
+    # The machine may be smaller than the one that a preset or a checkpoint was made for.
+    base["workers"] = min(base["workers"], max(1, machine.cores() // machine.processes_here()))
     options = {**base, **typed}
+    for name, needed in (("evaluate_metrics", "evaluate_kimg"), ("evaluate_images",
+                         "evaluate_kimg"), ("evaluate_features", "evaluate_kimg"),
+                         ("path_interval", "path_weight")):
+        if resumed is None and not options[needed] and (
+                typed.get(name, ALWAYS[name]) != ALWAYS[name]):
+            raise UserError(f"--{name.replace('_', '-')}: does nothing without "
+                            f"--{needed.replace('_', '-')}")
     if options["precision"] == "fp16":
         raise UserError("--precision fp16 is not offered any more: its gradients overflow in R1; "
                         "--precision bf16 has the range of fp32")
@@ -512,6 +526,8 @@ def complete_options(typed, device, resumed=None, processes=1):
             most = 1 if rest or not fours else options["accumulate"][4]
             options["accumulate"] = Table({4: max(
                 parts for parts in range(1, most + 1) if fours % parts == 0)})
+    elif options["r1_gamma"] is None:
+        raise UserError("--r1-gamma: the checkpoint names none")
     if options["data"] == "":
         raise UserError("--data: an empty path")
     for name in ("resolution", "initial_resolution"):
@@ -614,10 +630,10 @@ def command_line(options):
 # ---- 4. What train.py reads ------------------------------------------------------------------
 
 
-def without_paths(resume, run, typed):
-    """The options of a checkpoint that lies in no run of its own: paths in them are asked for.
+def check_paths(resume, run, typed):
+    """A checkpoint that lies in no run of its own: paths in its options are asked for.
 
-    A program that measures would be run, a folder of pictures read, and a cache written to.
+    A program that measures would be run, and a folder of pictures read.
     Errors: UserError that says what to type.
     Proved: tests/test_options.py::test_paths_of_a_stranger_are_asked_for
     """
@@ -627,14 +643,14 @@ def without_paths(resume, run, typed):
         if run.get(key) not in own and key not in typed:
             raise UserError(f"{resume}: names {what} {run[key]!r}, and no settings.json beside it "
                             f"says the same; name yours with --{key.replace('_', '-')}")
-    return {key: value for key, value in run.items() if key != "cache"}
+    return run
 
 
 def read(argv=None):
     """(o, checkpoint): what was asked for, checked, and the loaded checkpoint to resume, or None.
 
     o has an attribute for each option of train.py, with tables as `Table`s, and beside them:
-    device:   the torch.device of this process;
+    device:   the torch.device of this process; asked_device: what was typed, or None;
     settings: the dict that makes the networks (`models.SETTINGS`);
     growing_kimg: --fade-kimg or --morph-kimg, as --growth says;
     typed, command: all options as they are typed, for files (`as_plain`); the command that repeats;
@@ -647,7 +663,8 @@ def read(argv=None):
             raise UserError(f"--{name}: an empty path")
     resume, out = typed.pop("resume", None), typed.pop("out", None)
     resume, out = resume and pathlib.Path(resume), out and pathlib.Path(out)
-    device = machine.device_of_this_process(typed.pop("device", None))
+    asked = typed.pop("device", None)
+    device = machine.device_of_this_process(asked)
     if device.type == "cpu":
         machine.keep_freed_memory()
     interrupted = machine.interrupted_run(out)
@@ -669,7 +686,9 @@ def read(argv=None):
                         f"what to go on with")
     run = checkpoint and checkpoint["options"]
     if checkpoint and not checkpoints.in_its_own_run(resume, checkpoint):
-        run = without_paths(resume, run, typed)
+        check_paths(resume, run, typed)
+    if checkpoint:                                 # a cache is believed in its own run only, too
+        run = {**run, "cache": checkpoints.own_cache(resume, checkpoint) or ALWAYS["cache"]}
     try:
         options, situation = complete_options(typed, device, run, team.processes)
     except UserError as error:
@@ -699,10 +718,11 @@ def read(argv=None):
     if options["precision"] == "bf16" and device.type == "cpu" and (
             not machine.multiplies_bfloat16()):
         team.say("note: this CPU has no instructions for --precision bf16; fp32 would be faster")
-    command = command_line(options)
+    command = command_line({**options, "device": asked})
     team.say(f"{situation}: " + command.removeprefix("python train.py "))
     return argparse.Namespace(
-        **options, device=device, resume=resume, out=out, interrupted=interrupted,
+        **options, device=device, asked_device=asked, resume=resume, out=out,
+        interrupted=interrupted,
         settings=checkpoint["settings"] if checkpoint else {
             name: options[name] for name in ("architecture", *models.SETTINGS)},
         growing_kimg=growing_kimg(options), typed=as_plain(options), command=command), checkpoint

@@ -683,7 +683,7 @@ def _build(source, where, resolution, folder, workers, allow_upsampling, report,
     # where there are no locks, it touches its folder all the time.
     # Proved: tests/test_pictures.py::test_a_living_packer_keeps_its_lock_to_the_end,
     #         tests/test_machine.py::test_where_nothing_can_be_locked_nobody_knows
-    for leftover in folder.parent.glob("*.partial-*"):
+    for leftover in folder.parent.glob("*px-????????????.partial-*"):      # of no other program
         held = machine.is_locked(leftover / "lock")
         if held is False or held is None and time.time() - leftover.stat().st_mtime > 600:
             shutil.rmtree(leftover, ignore_errors=True)

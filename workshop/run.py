@@ -32,7 +32,7 @@ import stylegan_dataloader as data
 import stylegan_models as models
 from workshop import (
     UserError, checkpoints, machine, naming, options, pictures, replace, variety)
-from workshop.curves import append_line
+from workshop.curves import append_line, is_record
 
 # What a step returns: means over its batch. loss_d, loss_g without penalties; d_real, d_fake: mean
 # scores. r1_steps, path_steps: 1 if the penalties before them were due in this step. real_signs: of
@@ -203,7 +203,8 @@ def forget_later_lines(log, nimg):
         return
     kept, strange = [], []
     text = log.read_text(encoding="utf-8", errors="replace")
-    for line in text.split("\n")[:-1]:
+    lines = text.split("\n")
+    for line in lines if is_record(lines[-1]) else lines[:-1]:
         try:
             if (json.loads(line)["nimg"] or 0) <= nimg:
                 kept.append(line + "\n")
@@ -301,7 +302,26 @@ class Run:
         before = None
         if progress["resolution"] is not None:
             before = progress["resolution"], progress["phase"] != "stabilize"
+            self._check_place(progress["nimg"], before, checkpoint["options"]["batch"])
         return progress["nimg"], progress["step"], before
+
+    def _check_place(self, nimg, before, batch):
+        """A schedule that was typed anew must leave the run where it stands, or one step further.
+
+        Else it would go back, and with --growth morph make a trained block anew; or it would pass
+        over a stage, and with it a block that has never learned.
+        Proved: tests/test_run.py::test_a_schedule_typed_anew_leaves_the_run_where_it_stands
+        """
+        stage = next(s for s in self.stages if nimg < s.end)
+        now = stage.resolution, stage.growing
+        later = (now[0], not now[1]) > (before[0], not before[1])
+        step = max(options.read_table(options.show(batch), int).values())
+        if now != before and not (later and nimg - stage.start < step):
+            raise UserError(
+                f"--resume {self.o.resume}: it has come to {before[0]} px"
+                f"{', growing' * before[1]}; --{self.o.growth}-kimg and --stabilize-kimg as typed "
+                f"put it at {now[0]} px{', growing' * now[1]}; change only what is to come, as in "
+                f"--stabilize-kimg 4:600,64:800")
 
     def _begin_alike(self, nimg, step):
         """Machines with disks of their own may hold other pictures, or an older checkpoint.
@@ -624,12 +644,16 @@ class Run:
         kept = self._newest()
         if kept is None:
             return "; there is no checkpoint to go on from"
-        return f"; to go on: {options.go_on(kept)}"
+        return f"; to go on: {options.go_on(kept, device=self.o.asked_device)}"
 
     def _newest(self):
-        """The checkpoint to go on from: this run's, or that which it was resumed from, or None."""
-        paths = [self.folder / "checkpoint.pt", self.o.resume]
-        return next((path for path in paths if path and path.exists()), None)
+        """The checkpoint to go on from, or None. It is this run's own: one from which it has begun
+        (--resume other.pt --out new) would go on in the other's folder, with its pictures.
+
+        Proved: tests/test_run.py::test_a_run_is_never_sent_into_the_folder_of_another
+        """
+        kept = self.folder / "checkpoint.pt"
+        return kept if kept.exists() else None
 
     def _close(self):
         for number, handler in self.handlers.items():
@@ -659,7 +683,7 @@ class Run:
                       + (f"{kept} is from before that: resume it" if kept else "Start again") +
                       " with a smaller --learning-rate or a larger --r1-gamma.", file=sys.stderr)
             elif code:
-                print(f"stopped at {self.nimg / 1000:g} kimg; to go on: {options.go_on(kept)}")
+                print(f"stopped at {self.nimg / 1000:g} kimg{self._how_to_go_on()}")
             else:
                 print(f"done: {self.folder / 'samples' / f'{self.nimg:09d}.png'}, {kept}")
         return self.team.leave(code)
