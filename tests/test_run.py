@@ -753,9 +753,9 @@ def test_a_schedule_typed_anew_leaves_the_run_where_it_stands(finished, tmp_path
     tiny.no_rehearsal(monkeypatch)
     kept = finished[0] / "checkpoint-8.pt"
     assert checkpoints.load_checkpoint(kept)["progress"]["nimg"] == 304
-    for typed, now in ((["--stabilize-kimg", "0.5"], "put it at 4 px"),
-                       (["--stabilize-kimg", "4:0.1,8:0.02"], "put it at 16 px, growing"),
-                       (["--fade-kimg", "0.02", "--stabilize-kimg", "0.02"], "put it at 16 px;")):
+    for typed, now in ((["--stabilize-kimg", "0.5"], "puts it at 4 px"),
+                       (["--stabilize-kimg", "4:0.1,8:0.02"], "puts it at 16 px, growing"),
+                       (["--fade-kimg", "0.02", "--stabilize-kimg", "0.02"], "puts it at 16 px;")):
         code, said = refused(train.main, ["--resume", kept, *typed, "--device", "cpu"], capsys)
         assert code == 2 and "it has come to 8 px;" in said and now in said
     # Controls: longer at 8 px; what is to come; and the next stage, where it goes on by itself.

@@ -319,8 +319,9 @@ class Run:
         if now != before and not (later and nimg - stage.start < step):
             raise UserError(
                 f"--resume {self.o.resume}: it has come to {before[0]} px"
-                f"{', growing' * before[1]}; --{self.o.growth}-kimg and --stabilize-kimg as typed "
-                f"put it at {now[0]} px{', growing' * now[1]}; change only what is to come, as in "
+                f"{', growing' * before[1]}; the schedule as typed (--initial-resolution, "
+                f"--{self.o.growth}-kimg, --stabilize-kimg) puts it at {now[0]} px"
+                f"{', growing' * now[1]}; change only what is to come, as in "
                 f"--stabilize-kimg 4:600,64:800")
 
     def _begin_alike(self, nimg, step):
