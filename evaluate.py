@@ -882,7 +882,7 @@ def main(argv=None):
     paths = checkpoints_in(o.model) if o.all else [
         o.model / "checkpoint.pt" if o.model.is_dir() and not holds_pictures(o.model) else o.model]
     if o.plot:
-        curves.check(o.plot)                   # what it may not write over, it refuses now
+        curves.check(o.plot, paths[0].parent)  # what it may not write over, it refuses now
     if o.metrics or not o.plot:
         device = machine.pick_device(o.device)
         machine.keep_freed_memory()            # faster on a CPU: see there

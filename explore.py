@@ -376,7 +376,6 @@ class Network:
         if not path:
             raise UserError("choose a file first")
         with page.without_path(path):
-            page.check_archive(path)
             w = project.read_w(path, self.layers, len(self.model.G.w_avg))
         return self.given(pathlib.Path(path).stem, w.numpy())
 

@@ -830,7 +830,8 @@ def parse_args(argv=None):
     group.add_argument("--hold", metavar="N", type=number_from(0), default=0,
                        help="frames for which the video stands still at each face (default 0)")
     group.add_argument("--psis", metavar="LIST", type=numbers_from, default=(),
-                       help="psi goes through these meanwhile and back: --psis=1,-1 --seeds 3")
+                       help="psi goes through these meanwhile and back, and --psi does nothing: "
+                       "--psis=1,-1 --seeds 3")
     group.add_argument("--space", choices=("w", "z"), default="w",
                        help="w: a smooth curve (default); z: along the sphere, seed to seed")
     group.add_argument("--one-way", action="store_true", help="end at the last face: no loop")
@@ -860,7 +861,8 @@ def check_out(o):
     if o.out.suffix.lower() in FIGURES + video.VIDEOS or o.out.exists() and not o.out.is_dir():
         raise UserError(f"--out {o.out}: {o.what} makes many files and needs the name of a folder")
     pictures, sheets = sample_files(o.out, o.faces)
-    if len(set(pictures)) < len(set(o.faces)):
+    # Anna.npz and anna.npz are two faces, but Windows and macOS take their pictures for one file.
+    if len({str(path).casefold() for path in pictures}) < len(set(o.faces)):
         raise UserError("--w: two of the files have the same name, and so would their pictures")
     for path in pictures + sheets:
         figures.check_free(path)

@@ -51,6 +51,7 @@ from stylegan_dataloader import to_images
 from workshop import UserError, features, figures, machine, pictures
 from workshop.options import OneLineParser, number_from, start
 
+MOST_UNPACKED = 10_000_000    # bytes of a .npz
 LARGEST_SEEN = 256            # pixels a side of what a feature network is shown, as StyleGAN2 does
 
 
@@ -84,11 +85,18 @@ def read_w(path, layers, style_dim):
     if not pathlib.Path(path).is_file():
         raise UserError(f"--w {path}: no such file")
     try:
+        with zipfile.ZipFile(path) as archive:         # a few kB may hold gigabytes of zeros
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MOST_UNPACKED:
+            raise ValueError("too large for a w")
         with np.load(path) as archive:                         # without pickles, by default
             w = torch.from_numpy(archive["w"]).float()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError,
-            zipfile.BadZipFile):
+    except MemoryError:                                        # no fault of the file
+        raise
+    except Exception:                          # numpy, zipfile and zlib have a dozen kinds of error
         raise UserError(f"--w {path}: holds no w; project.py writes such files") from None
+    if not w.numel():
+        raise UserError(f"--w {path}: holds no w, but an empty one")
     if w.shape[-1:] != (style_dim,) or not w.isfinite().all():
         raise UserError(f"--w {path}: holds {list(w.shape)} numbers, and a w of this network has "
                         f"{style_dim}; it belongs to another one")
@@ -146,9 +154,9 @@ def find_distance(which, device, resolution):
             which = "pixels"
     if which == "pixels":
         return None
-    if which == "lpips":
+    if which in ("lpips", "inception"):                        # beside Inception LPIPS measures it
         if resolution < features.SMALLEST_LPIPS:
-            raise UserError(f"--features lpips: looks at {features.SMALLEST_LPIPS} px or more")
+            raise UserError(f"--features {which}: looks at {features.SMALLEST_LPIPS} px or more")
         features.lpips_network(device)                         # missing weights end it here
         return features.lpips_distance
     return features.load_features(which, device).distance

@@ -61,6 +61,10 @@ def test_a_line_is_whole_or_a_note(tmp_path, capsys):
     path.write_text(path.read_text().rstrip())                 # by an editor: a whole last line
     curves.append_line(path, {"nimg": 6})
     assert [record["nimg"] for record in curves.read_lines(path)] == [1, 3, 4, 6]
+    path.write_text("[\n]")                                    # another program's: all of it stays
+    curves.append_line(path, {"nimg": 7})
+    assert path.read_text() == '[\n]\n{"nimg": 7}\n'
+    path.write_text('{"nimg": 1}\n{"nimg": 2}\n{"nimg": 3}\n{"nimg": 4}\n')
     curves.append_line(tmp_path / "no" / "metrics.jsonl", {"nimg": 5})
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "cannot be written (No such file" in said
@@ -172,5 +176,10 @@ def test_a_plot_that_fails_is_known_before_hours_of_measuring(run, tmp_path, cap
     monkeypatch.setattr(evaluate.morph, "load_networks", lambda *a: pytest.fail("loaded"))
     code, said = refused(evaluate.main, [run, "--metrics", "ppl", "--plot", tmp_path], capsys)
     assert code == 2 and "--plot" in said
+    (tmp_path / "drawn").mkdir()                               # pictures have no curves at all
+    Image.new("RGB", (8, 8)).save(tmp_path / "drawn" / "0.png")
+    code, said = refused(evaluate.main, [tmp_path / "drawn", "--data", tmp_path / "drawn",
+                                         "--metrics", "kid", "--plot", tmp_path / "x.png"], capsys)
+    assert code == 2 and "no log.jsonl" in said
     with pytest.raises(UserError, match="is drawn as .png, .svg, .pdf"):
         curves.check(tmp_path / "curves.txt")

@@ -370,12 +370,15 @@ def test_a_face_of_a_file_is_the_picture_of_its_w(shown, tmp_path, settings):
             assert in_it(judge, shown(what, "--w", tmp_path / f"{name}.npz", *more.get(what, [])))
 
 
-def test_two_files_of_one_name_are_refused(checkpoint, tmp_path, capsys):
-    for folder in ("a", "b"):
+@pytest.mark.parametrize("other", ["me", "Me"])
+def test_two_files_of_one_name_are_refused(checkpoint, tmp_path, capsys, other):
+    """Lesson: on Windows and macOS w-me.png and w-Me.png are one file."""
+    for folder, name in (("a", "me"), ("b", other)):
         (tmp_path / folder).mkdir()
-        project.save_w(tmp_path / folder / "me.npz", torch.randn(1, 10), [1.0], 6)
-    code, line = refused(generate.main, [checkpoint, "samples", "--w", tmp_path / "a/me.npz",
-                                         tmp_path / "b/me.npz", "--out", tmp_path / "o"], capsys)
+        project.save_w(tmp_path / folder / f"{name}.npz", torch.randn(1, 10), [1.0], 6)
+    code, line = refused(generate.main, [
+        checkpoint, "samples", "--w", tmp_path / "a" / "me.npz", tmp_path / "b" / f"{other}.npz",
+        "--out", tmp_path / "o"], capsys)
     assert code == 2 and "same name" in line and not (tmp_path / "o").exists()
 
 

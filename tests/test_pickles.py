@@ -239,6 +239,8 @@ HUGE = {
     "nested lists": b"\x80\x02" + b"]" * 45_000 + b"a" * 44_999 + b".",
     "a list in itself": b"\x80\x02]q\x00h\x00a.",
     "memo": b"\x80\x02Nr\xff\xff\xff\xff.",
+    "long names": b"\x80\x04X" + struct.pack("<I", 10 ** 5) + b"x" * 10 ** 5 + b"q\x00"
+                  + b"h\x00h\x00\x93" * 1000 + b".",
     "doubling": b"\x80\x02]q\x00" + b"".join(b"(h" + bytes([k]) + b"h" + bytes([k]) + b"lq"
                                               + bytes([k + 1]) for k in range(60)) + b".",
 }
@@ -246,6 +248,7 @@ HUGE = {
 
 # What a refusal says. The others may be read, in little memory.
 SAYS = {**dict.fromkeys(("bytes", "bytearray", "text"), "cut off"), "line": "a line without end",
+        "long names": "a name that is too long",
         "dicts": "more than 200000 instructions", "nested tuples": "nested more than 20 deep"}
 
 
@@ -413,6 +416,22 @@ def test_old_files_that_say_too_much_are_refused(tmp_path):
         pickles.read_anything(path)
 
 
+def test_wide_tuples_are_refused_at_once(tmp_path):
+    """Lesson: ten times the same tuple in a tuple, 20 times: 250 instructions, and hash() of it is
+    10^20 steps, in which it does not hear Ctrl-C. What has few values altogether may be deep."""
+    def nested(width):
+        return b"\x80\x02)q\x00" + b"".join(
+            b"(" + (b"h" + bytes([k])) * width + b"tq" + bytes([k + 1]) for k in range(18)) + b"."
+
+    path = tmp_path / "wide.pkl"
+    path.write_bytes(nested(10))
+    with pytest.raises(checkpoints.CheckpointError, match="a tuple of more than 100000 values"):
+        pickles.read_anything(path)
+    path.write_bytes(nested(1))                                # control
+    value, _ = pickles.read_anything(path)
+    assert hash(value)
+
+
 @pytest.mark.parametrize("nested", ["list", "doubling list", "tuple", "itself"])
 def test_odd_names_of_storages_are_refused_in_little_memory(tmp_path, nested):
     """Lesson: a storage's name is looked up, so it has to be text. Shown as text, a list of lists
@@ -438,6 +457,10 @@ def test_odd_names_of_storages_are_refused_in_little_memory(tmp_path, nested):
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert peak < 10e6
+    # As it is asked of our own checkpoints, too.
+    with pytest.raises((pickles.Unreadable, ValueError, TypeError)):
+        checkpoints.check_notes(*pickles.read_pickle(pickles.BoundedFile(
+            io.BytesIO(raw), len(raw))), {"data/0": 96})
 
 
 def test_long_pickles_inside_are_refused(tmp_path, monkeypatch):

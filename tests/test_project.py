@@ -67,7 +67,8 @@ def test_a_w_is_read_as_it_was_written(tmp_path):
     assert torch.equal(project.read_w(tmp_path / "w.npz", 8, 10), w[:1])
 
 
-@pytest.mark.parametrize("what", ["missing", "text", "other arrays", "other width", "nan", "npy"])
+@pytest.mark.parametrize("what", ["missing", "text", "other arrays", "other width", "nan", "npy",
+                                  "empty", "damaged", "a bomb"])
 def test_a_bad_w_gets_one_clear_sentence(tmp_path, what):
     path = tmp_path / "w.npz"
     if what == "text":
@@ -77,8 +78,15 @@ def test_a_bad_w_gets_one_clear_sentence(tmp_path, what):
     elif what == "npy":
         with open(path, "wb") as file:
             np.save(file, np.ones(10))
+    elif what in ("damaged", "a bomb"):                        # 10 kB that are 10 MB of zeros
+        np.savez_compressed(path, w=np.zeros((10 ** 6 if what == "a bomb" else 100, 10)))
+        if what == "damaged":
+            data = bytearray(path.read_bytes())
+            data[60:80] = bytes(20)
+            path.write_bytes(data)
     elif what != "missing":
-        value = np.ones((1, 6, 9)) if what == "other width" else np.full((1, 6, 10), np.nan)
+        value = {"other width": np.ones((1, 6, 9)), "empty": np.ones((1, 0, 10)),
+                 "nan": np.full((1, 6, 10), np.nan)}[what]
         np.savez(path, w=value)
     with pytest.raises(UserError, match="no such file" if what == "missing" else "holds"):
         project.read_w(path, 6, 10)

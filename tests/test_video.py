@@ -1,5 +1,6 @@
 """workshop/video.py: a path through points, and encoders."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -115,6 +116,16 @@ def test_a_video_has_all_its_frames(tmp_path, encoder, suffix):
         assert np.abs(shown[k].astype(float) - frames[(k + 10) % 20]).mean() > 12      # control
     assert figures.is_ours(path) and [*tmp_path.iterdir()] == [path]
     figures.check_free(path)
+
+
+def test_a_name_with_a_colon_is_a_file(tmp_path, encoder, monkeypatch):
+    """Lesson: ffmpeg takes "12:" for a protocol, and "-loop" for an option."""
+    if encoder == "Pillow":
+        pytest.skip("Pillow writes no .mp4")
+    monkeypatch.chdir(tmp_path)
+    for name in ("12:30.mp4", "-loop.mp4"):
+        video.write_video(pathlib.Path(name), iter(frames_of(5)), 5, 20)
+        assert len(read(tmp_path / name)[0]) == 5
 
 
 @pytest.mark.parametrize("suffix, fps, steps", [

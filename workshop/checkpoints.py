@@ -183,6 +183,8 @@ def check_notes(value, names, sizes):
         word, kind, key, place, count = note.args
         if not isinstance(word, str) or word != "storage":
             raise Unreadable("it has something else where a storage should be")
+        if not isinstance(key, str):                           # a list may be endless as text
+            raise Unreadable("it has a storage without a name")
         if type(count) is not int or count * KINDS[kind.name] != sizes[f"data/{key}"]:
             raise Unreadable("it has a storage that is not as long as it says")
         if not re.fullmatch(r"(cpu|mps|cuda|xpu)(:[0-9]{1,3})?", place):

@@ -38,8 +38,8 @@ def append_line(path, record):
             file.seek(0)
             written = file.read()
             end = written.rfind(b"\n") + 1
-            if is_record(written[end:]):                       # an editor took the line break away
-                file.write(b"\n")
+            if is_record(written[end:]) or not written[end:].startswith(b"{"):
+                file.write(b"\n" * (end < len(written)))       # an editor took the line break away
             else:
                 file.truncate(end)
             file.write((json.dumps(record) + "\n").encode())
@@ -197,14 +197,16 @@ def differences(curves):
 # ---- 4. Drawing ------------------------------------------------------------------------------
 
 
-def check(path):
+def check(path, run=None):
     """Refuse a file that cannot be drawn, or that would replace one which this program did not
-    write.   Errors: UserError.
+    write; or a run without a log.   Errors: UserError.
 
     Proved: tests/test_curves.py::test_a_plot_never_replaces_a_strangers_file
     """
     if path.suffix.lower() not in PLOTS:
         raise UserError(f"--plot {path}: is drawn as {', '.join(PLOTS)}")
+    if run and not log_of(run):
+        raise UserError(f"{run}: no log.jsonl with lines of train.py in it")
     from workshop.figures import check_free                    # needs torchvision, slow to import
     check_free(path, "--plot")
     try:
@@ -213,19 +215,21 @@ def check(path):
         raise UserError("--plot needs matplotlib: pip install -r requirements-extra.txt") from None
 
 
+def log_of(run):
+    """The lines of train.py in a run's log.jsonl."""
+    return [line for line in read_lines(run / "log.jsonl") if {"resolution", "phase"} <= set(line)]
+
+
 def plot_run(run, path):
     """Losses, scores, penalties and metrics of a run over kimg, the phases of growth behind them.
 
     Returns the path.   Errors: UserError as `check`, and without a log.
     """
-    check(path)
-    log = [line for line in read_lines(run / "log.jsonl") if {"resolution", "phase"} <= set(line)]
+    check(path, run)
     metrics = [line for line in read_lines(run / "metrics.jsonl")
                if isinstance(line.get("metric"), str) and isinstance(line.get("value"),
                                                                      (int, float))]
-    if not log:
-        raise UserError(f"{run}: no log.jsonl with lines of train.py in it")
-    save(draw_run(log, metrics, str(run.resolve().name)), path)
+    save(draw_run(log_of(run), metrics, str(run.resolve().name)), path)
     return path
 
 

@@ -29,7 +29,6 @@ import socket
 import tempfile
 import threading
 import time
-import zipfile
 
 import numpy as np
 from PIL import Image
@@ -47,7 +46,6 @@ MOST_FRAMES, MOST_STEPS, MOST_STATIONS, MOST_RANGES = 250, 1000, 8, 8
 LOCAL = ("localhost", "127.0.0.1", "::1")
 LARGEST_UPLOAD = "20mb"
 USER = "explore"                     # gradio's form asks for a name, too
-MOST_UNPACKED = 10_000_000           # bytes of a .npz
 TABS = 100                           # remembered at a time; each costs 0.25 MB, measured
 KEPT_FILES = 900                     # seconds that a picture of the page stays on disk
 
@@ -367,22 +365,6 @@ def without_path(path):
     except UserError as error:
         name = pathlib.Path(path).name
         raise UserError(str(error).replace(f"--w {path}", name).replace(str(path), name)) from None
-
-
-def check_archive(path):
-    """Refuse what would not be a small .npz when unpacked.   Errors: UserError.
-
-    A zip of a few kB may hold gigabytes of zeros.
-    """
-    path = pathlib.Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(entry.file_size for entry in archive.infolist())
-    except (OSError, zipfile.BadZipFile):
-        raise UserError(f"{path.name}: holds no w; the page and project.py write such files, .npz"
-                        ) from None
-    if total > MOST_UNPACKED:
-        raise UserError(f"{path.name}: is too large for a w")
 
 
 # ---- 4. Output -------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def shown(value):
     return visible(reprlib.repr(value)) if plain else f"a {type(value).__name__}"
 
 
-# Three limits for the machine. Each is far above what an official file needs (the largest, those of
+# Limits for the machine. Each is far above what an official file needs (the largest, those of
 # stylegan2-ada-pytorch at 1024 px, have 54,000 instructions), and keeps a small file from taking
 # much memory or time.
 # Proved: tests/test_pickles.py::test_huge_claims_are_refused_in_little_memory,
@@ -97,10 +97,15 @@ def shown(value):
 #         ::test_the_limits_are_far_above_what_adas_largest_files_need
 MOST_INSTRUCTIONS = 200_000
 LONGEST_LINE = 10_000          # bytes; names are lines up to protocol 3, numbers in the oldest only
+LONGEST_NAME = 200             # letters; each time a name is asked for, it is put together anew
 # Tuples in tuples. Python hashes and compares them by recursion, and one of 190,000 levels, which
 # takes as many bytes in a file, ends the interpreter.
 # Proved: tests/test_import_checkpoint.py::test_deeply_nested_tuples_do_not_crash_python
 DEEPEST_TUPLE = 20
+# Whoever hashes or shows a tuple goes through all that lies in it, as often as it lies there: ten
+# times the same tuple in a tuple, and so on, are 10^20 steps after 20 levels.
+# Proved: tests/test_pickles.py::test_wide_tuples_are_refused_at_once
+LARGEST_TUPLE = 100_000
 
 
 class BoundedFile:
@@ -147,7 +152,7 @@ def read_pickle(file, most=None):
     """
     most = most or MOST_INSTRUCTIONS
     stack, memo, names = [], {}, set()
-    depths = {}                # id of a tuple -> how many tuples lie in each other in it
+    tuples = {}                # id of a tuple -> how deep and how large it is with those in it
 
     # The stack may hold MARKs among the values: a MARK says "a list or a dict begins here".
     def pop(kind=object):
@@ -175,13 +180,17 @@ def read_pickle(file, most=None):
         names.add(name)
         return Named(name, args)
 
-    # All tuples of the machine come from here, so an id that Python uses again has its new depth.
+    # All tuples of the machine come from here, so an id that Python uses again has its new size.
     def push_tuple(values):
-        depth = 1 + max((depths[id(v)] for v in values if isinstance(v, tuple)), default=0)
+        inner = [tuples[id(v)] for v in values if isinstance(v, tuple)]
+        depth = 1 + max((deep for deep, _ in inner), default=0)
+        size = len(values) + sum(large for _, large in inner)
         if depth > DEEPEST_TUPLE:
             raise Unreadable(f"it has tuples nested more than {DEEPEST_TUPLE} deep")
+        if size > LARGEST_TUPLE:
+            raise Unreadable(f"it has a tuple of more than {LARGEST_TUPLE} values")
         stack.append(tuple(values))
-        depths[id(stack[-1])] = depth
+        tuples[id(stack[-1])] = depth, size
 
     def put_items(target, keys_and_values):
         # Only keys that are hashed fast: chosen large integers make a dict slow.
@@ -255,6 +264,8 @@ def read_pickle(file, most=None):
                 stack.append(named(".".join(arg.split(" ", 1))))
             case "STACK_GLOBAL":
                 attribute, module = pop(str), pop(str)
+                if len(module) + len(attribute) > LONGEST_NAME:
+                    raise Unreadable("it asks for a name that is too long")
                 stack.append(named(f"{module}.{attribute}"))
             case "PERSID":
                 stack.append(named("persistent id", arg))

@@ -17,6 +17,7 @@ after the other, so a long video needs no more memory than a short one.
 import contextlib
 import errno
 import itertools
+import os
 import re
 import struct
 import subprocess
@@ -156,7 +157,7 @@ def encode(encoder, path, frames, fps, name):
     first = next(frames)
     command = [encoder, "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24",
                "-s", f"{first.shape[1]}x{first.shape[0]}", "-r", str(fps), "-i", "-",
-               *ENCODERS[path.suffix.lower()], str(path)]
+               *ENCODERS[path.suffix.lower()], os.path.abspath(path)]      # "a:b.mp4" is no host
     with tempfile.TemporaryFile() as words:                    # a pipe that nobody reads may fill
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=words)
         try:
