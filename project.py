@@ -94,7 +94,8 @@ def read_w(path, layers, style_dim):
     except MemoryError:                                        # no fault of the file
         raise
     except Exception:                          # numpy, zipfile and zlib have a dozen kinds of error
-        raise UserError(f"--w {path}: holds no w; project.py writes such files") from None
+        raise UserError(f"--w {path}: holds no w, or far more than one; project.py writes such "
+                        f"files") from None
     if not w.numel():
         raise UserError(f"--w {path}: holds no w, but an empty one")
     if w.shape[-1:] != (style_dim,) or not w.isfinite().all():

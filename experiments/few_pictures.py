@@ -28,8 +28,9 @@ is blurred.
 neither of the latter two. If it tells others from training pictures, it has learned these by heart.
 
 Needs:    pip install -r requirements-extra.txt; for emoji: apt install fonts-noto-color-emoji
-[MACHINE] 2 CPU cores: two hours (estimated from 17 images/s of one thread). More cores: --jobs. A
-          GPU: --device cuda, with the networks and rates of a CPU, and --jobs 15, a core for each.
+[MACHINE] 2 CPU cores: two hours (estimated from 17 images/s of one thread); --faces: an hour and a
+          half (estimated; 70 kimg took 13 minutes of one). More cores: --jobs. A GPU: --device
+          cuda, with the networks and rates of a CPU, and --jobs 15, a core for each.
 """
 
 import argparse

@@ -315,7 +315,7 @@ class Run:
         stage = next(s for s in self.stages if nimg < s.end)
         now = stage.resolution, stage.growing
         later = (now[0], not now[1]) > (before[0], not before[1])
-        step = max(options.read_table(options.show(batch), int).values())
+        step = max(options.read_table(batch, int).values())
         if now != before and not (later and nimg - stage.start < step):
             raise UserError(
                 f"--resume {self.o.resume}: it has come to {before[0]} px"
